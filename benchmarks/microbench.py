@@ -91,8 +91,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     kernels.set_defaults(run=_run_kernels, files=["kernels.csv", "kernels.png"])
     step = commands.add_parser("step", help="bytes, FLOPs and launches of a training step, and what GPUs should take")
+    step.add_argument("--model", choices=["vit-b", "llama-8b"], default="vit-b", help="its sizes (default vit-b)")
     step.add_argument("--lanes", type=typed(int, whole(1, 4096)), default=64, help="clients at a time (default 64)")
-    step.add_argument("--images", type=typed(int, whole(1, 4096)), default=16, help="images of a client (default 16)")
+    step.add_argument(
+        "--images", type=typed(int, whole(1, 4096)), default=16, help="images, or texts, of a client (default 16)"
+    )
     step.add_argument("--all_blocks", action="store_true", help="every client holds all blocks, not FedRA's share")
     step.set_defaults(run=_run_step)
     resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
@@ -232,9 +235,9 @@ def _run_kernels(options: argparse.Namespace) -> None:
 
 
 def _run_step(options: argparse.Namespace) -> None:
-    from benchmarks.cost.command import run_step
+    from benchmarks.cost.command import MODELS, run_step
 
-    run_step(lanes=options.lanes, images=options.images, all_blocks=options.all_blocks)
+    run_step(MODELS[options.model], lanes=options.lanes, samples=options.images, all_blocks=options.all_blocks)
 
 
 def _run_resources(options: argparse.Namespace) -> None:

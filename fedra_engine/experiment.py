@@ -263,6 +263,9 @@ def _load(
     # Bad input that one process finds in its files must reach the others before they make passes together.
     with processes.raise_on_all(), Stage("reading the data"):
         data = inputs.load_data(config)
+    if config.execution.cuda_graphs == "on" and data.task != "image_classification":
+        # What their models compute depends on the lengths of the texts, and some models wait for the GPU to learn them.
+        raise InputError("execution.cuda_graphs: found on with texts, expected off")
     classes = None if data.task == "causal_lm" else len(data.classes)
     if classes == 1:
         raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")

@@ -26,6 +26,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
 from fedra_engine.execution.measured_choices import with_earlier_choices
+from fedra_engine.execution.step_graph import require_graphs
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
@@ -80,7 +81,7 @@ def run(
         raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
     if earlier is not None:
         config = with_earlier_choices(config, read_config(earlier.config_file))
-    accelerator = join_job() if accelerator is None else accelerator
+    accelerator = _joined(config, accelerator)
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,
@@ -108,6 +109,15 @@ def run(
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written(), trackers.shown_by())
     return Result(folder.path, experiment.config, (experiment, state, outcome))
+
+
+def _joined(config: ExperimentConfig, accelerator: Accelerator | None) -> Accelerator:
+    """`accelerator`, or that of the job; InputError if it cannot train as `config` says."""
+    joined = join_job() if accelerator is None else accelerator
+    # Experiments may be built on any device, as to plan runs.
+    if config.execution.cuda_graphs == "on":
+        require_graphs(joined.device)
+    return joined
 
 
 def _open_trackers(folder: RunFolder, config: ExperimentConfig, processes: Processes) -> Trackers:

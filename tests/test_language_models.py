@@ -12,9 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fedra_engine.callbacks.saved_rounds import load_newest_intact
+from fedra_engine.experiment import build_experiment
 from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_decoder_tokenizer
-from tests.running import run_experiment
+from tests.running import run_experiment, small_config
 
 
 @pytest.fixture
@@ -62,6 +63,12 @@ def final_tensors(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = load_newest_intact(run)
     assert checkpoint is not None
     return checkpoint.tensors
+
+
+def test_steps_on_texts_are_not_captured(setting: dict[str, Any], tmp_path: Path) -> None:
+    config = small_config(tmp_path, **setting, execution={"cuda_graphs": "on"})
+    with pytest.raises(InputError, match=r"^execution\.cuda_graphs: found on with texts, expected off$"):
+        build_experiment(config, torch.device("cpu"))
 
 
 def test_both_executors_tune_it_the_same_way(setting: dict[str, Any], tmp_path: Path) -> None:

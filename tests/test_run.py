@@ -58,6 +58,15 @@ class Recorder(Callback):
         self.calls.append(("end", outcome.rounds, outcome.stopped))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_steps_are_captured_on_a_gpu_alone_but_what_only_looks_needs_none(tmp_path: Path) -> None:
+    config = small_config(tmp_path, **FEW, execution={"cuda_graphs": "on"})
+    assert build(config).config.execution.cuda_graphs == "on"
+    with pytest.raises(InputError, match=r"^execution\.cuda_graphs: found on with the device cpu, expected off$"):
+        simulate(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_callbacks_are_told_everything_in_order(tmp_path: Path) -> None:
     seen = Recorder()
     simulate(small_config(tmp_path, **FEW), callbacks=[seen], quiet=True)

@@ -1,4 +1,4 @@
-"""`microbench.py step`: what a training step of ViT-B asks of a GPU, and how long GPUs should need for it."""
+"""`microbench.py step`: what a training step asks of a GPU, and how long GPUs should need for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from benchmarks.cost.counter import Count
 from benchmarks.cost.rules import Kind
 from benchmarks.cost.step import count_step
-from benchmarks.gpu.shapes import CAPACITIES, VIT_BASE, VitShape
+from benchmarks.gpu.shapes import CAPACITIES, LLAMA_8B, VIT_BASE, ModelShape
 from benchmarks.kernels.work import CARDS
 from fedra_engine.runtime.tables import PlainConsole
 
@@ -20,23 +20,25 @@ _KINDS: Mapping[Kind, str] = {
 }
 _LEAST_SHARE = 1e-3
 """Of all bytes; ops that move less are one line together."""
-_IMAGES_OF_CLIENT = 32
+_SAMPLES_OF_CLIENT = 32
+MODELS: Mapping[str, ModelShape] = {"vit-b": VIT_BASE, "llama-8b": LLAMA_8B}
 
 
-def run_step(*, lanes: int, images: int, all_blocks: bool, shape: VitShape = VIT_BASE) -> None:
-    """Print the tables for a step of `lanes` clients with `images` images each.
+def run_step(shape: ModelShape, *, lanes: int, samples: int, all_blocks: bool) -> None:
+    """Print the tables for a step of `lanes` clients with so many images or texts each.
 
-    The clients hold as many blocks as FedRA's do, or `all_blocks`.
+    The clients hold as large a share of the blocks as FedRA's do, or `all_blocks`.
     """
-    capacities: Sequence[int] = (shape.depth,) if all_blocks else CAPACITIES
+    shares = tuple(blocks * shape.depth // max(CAPACITIES) for blocks in CAPACITIES)
+    capacities: Sequence[int] = (shape.depth,) if all_blocks else shares
     counts = {
-        name: count_step(shape, lanes=lanes, images=images, capacities=capacities, architecture=card.architecture)
+        name: count_step(shape, lanes=lanes, images=samples, capacities=capacities, architecture=card.architecture)
         for name, card in CARDS.items()
     }
     console = PlainConsole(width=150)
     console.print(_card_table())
-    console.print(_op_table(f"{lanes} lanes × {images} images", counts))
-    console.print(_total_table(counts, lanes=lanes, images=images))
+    console.print(_op_table(f"{lanes} lanes × {samples} samples of {shape.tokens:,} tokens", counts))
+    console.print(_total_table(counts, lanes=lanes, samples=samples))
 
 
 def _card_table() -> Table:
@@ -67,7 +69,7 @@ def _op_table(step: str, counts: Mapping[str, Count]) -> Table:
     return table
 
 
-def _total_table(counts: Mapping[str, Count], *, lanes: int, images: int) -> Table:
+def _total_table(counts: Mapping[str, Count], *, lanes: int, samples: int) -> Table:
     table = Table(title="The same step as a whole", title_justify="left")
     table.add_column("part")
     for column in ("launches", "TFLOP", "GB", *counts):
@@ -77,10 +79,10 @@ def _total_table(counts: Mapping[str, Count], *, lanes: int, images: int) -> Tab
     for ours, title in ((True, "kernels of this project"), (False, "kernels of torch")):
         _add_row(table, title, {name: count.of(ours=ours) for name, count in counts.items()})
     _add_row(table, "all", dict(counts), style="bold")
-    steps = _IMAGES_OF_CLIENT / images
+    steps = _SAMPLES_OF_CLIENT / samples
     seconds = {name: steps * count.seconds(CARDS[name].peaks) for name, count in counts.items()}
-    rates = [f"{lanes / each:.0f}" for each in seconds.values()]
-    table.add_row(f"clients with {_IMAGES_OF_CLIENT} images a second", "", "", "", *rates)
+    rates = [f"{lanes / each:.3g}" for each in seconds.values()]
+    table.add_row(f"clients with {_SAMPLES_OF_CLIENT} samples a second", "", "", "", *rates)
     return table
 
 

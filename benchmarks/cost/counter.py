@@ -90,8 +90,8 @@ def _flash_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if attn_mask is not None or enable_gqa:
-        raise NotImplementedError("attention: found a mask or shared keys, expected what flash attention takes")
+    if attn_mask is not None or (key.shape[1] != query.shape[1] and not enable_gqa):
+        raise NotImplementedError("attention: found a mask or too few keys, expected what flash attention takes")
     output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
         query, key, value, dropout_p, is_causal, scale=scale
     )[0]

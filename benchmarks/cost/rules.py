@@ -12,9 +12,9 @@ written. Dimensions that are only expanded do not count. Some ops and arguments 
 - Attention is flash attention: q, k, v are read, output and log-sums written; backward reads these five and the
   output's gradient and writes three gradients.
 
-FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again. In this
-project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; sums of
-gradients are products, too.
+FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again; of
+causal attention half of them count. In this project's ops each row is multiplied by each matrix `weight` and, in each
+bank, by its client's matrix; sums of gradients are products, too.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _ONLY_WRITTEN = {
 """Mutated arguments that are not read, by op; arguments named `out`, `shadow` or `partials` are not read by any op
 that changes them."""
 _READ_NOTHING = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "arange", "scalar_tensor")
-_OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_")
-"""Ops of torch that touch only the entries `index` along `dim` of `self`."""
+_OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_", "gather", "scatter_", "scatter_add_")
+"""Ops of torch that touch only so many entries along `dim` of `self` as `index` has there."""
 _GROUP_TABLES = ("filled", "slots", "groups")
 """Tables with an entry for each client at work."""
 _WITHOUT_PRODUCTS = ("lora_grad_reduce",)
@@ -160,7 +160,10 @@ class _Call:
         tensor, limit, dimension = argument.tensor, None, 0
         if not self._is_ours:
             if self.name in _OF_SOME_ROWS and argument.name == "self":
-                limit, dimension = self._length("index"), self._values["dim"]
+                dimension = self._values["dim"]
+                limit = self._values["index"].shape[dimension if self._values["index"].dim() > 1 else 0]
+            elif self.name == "embedding" and argument.name == "weight":
+                limit = self._values["indices"].numel()
         elif argument.name == "partials" and argument.is_written:
             return len(tensor) * self._entries_of_partials() * tensor.itemsize
         elif tensor.dim() == 3:
@@ -216,7 +219,8 @@ class _Call:
 
     def _flops_of_torch(self) -> float:
         counter = flop_registry.get(self.func.overloadpacket)
-        return 0.0 if counter is None else float(counter(*self.args, **self.kwargs, out_val=self.result))
+        flops = 0.0 if counter is None else float(counter(*self.args, **self.kwargs, out_val=self.result))
+        return flops / 2 if self._values.get("is_causal") else flops
 
 
 def _footprint(tensor: Tensor, limit: int | None = None, dimension: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Count one training step of a ViT on the meta device, through the same code that trains it on a GPU."""
+"""Count one training step of a model on the meta device, through the same code that trains it on a GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from transformers import masking_utils
 
 from benchmarks.cost.counter import Count, counted_ops
 from benchmarks.cost.rules import META
-from benchmarks.gpu.shapes import CAPACITIES, VitShape
+from benchmarks.gpu.shapes import CAPACITIES, ModelShape
 from benchmarks.gpu.workload import Workload
 from benchmarks.kernels.work import Peaks
 from fedra_engine.execution.sweep import SweepExecutor
@@ -37,7 +39,7 @@ class ExpectedStep:
 
 @cache
 def count_step(
-    shape: VitShape,
+    shape: ModelShape,
     *,
     lanes: int,
     images: int,
@@ -45,17 +47,21 @@ def count_step(
     dtype: torch.dtype = torch.bfloat16,
     architecture: str = "sm_90",
 ) -> Count:
-    """What a step of `lanes` clients with `images` each asks of a GPU.
+    """What a step of `lanes` clients with `images`, or texts, each asks of a GPU.
 
     The clients' `capacities`, in turn, are the numbers of blocks that they hold; which blocks, FedRA's allocation says.
-    Adapters are on all six Linears of a block, and AdamW takes the step. `architecture` is the column of the kernels'
+    Adapters are on all Linears of a block, and AdamW takes the step. `architecture` is the column of the kernels'
     configuration tables, on which the number of partial sums of gradients depends.
     """
-    workload = Workload.random(replace(shape, pool=1), META, dtype)
-    round = workload.round(lanes, images=images, steps=_STEPS, capacities=capacities)
-    executor = workload.sweep_by(_CountedSweep, lanes)
-    executor.rows_of_client = (images * shape.tokens, images)
-    with launches_taken_by(StandIn(architecture)):
+    # Decoders look whether a text consists of several.
+    with (
+        launches_taken_by(StandIn(architecture)),
+        patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
+    ):
+        workload = Workload.random(replace(shape, pool=1), META, dtype)
+        round = workload.round(lanes, images=images, steps=_STEPS, capacities=capacities)
+        executor = workload.sweep_by(_CountedSweep, lanes)
+        executor.rows_of_client = (images * shape.tokens, images)
         for _ in executor.train(round.work, Assignment(round.allocation), workload.state):
             pass
     return executor.count

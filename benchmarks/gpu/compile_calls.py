@@ -12,7 +12,7 @@ from benchmarks.gpu import ops
 from benchmarks.gpu.compile_ahead import PreparedCall
 from benchmarks.gpu.shapes import VitShape
 from benchmarks.gpu.sizes import OpSizes, ReportSizes
-from benchmarks.gpu.tiles import tile_cases, using_tile
+from benchmarks.gpu.tiles import tile_cases, using_form
 from benchmarks.gpu.workload import CPU, SGD, Workload
 from benchmarks.kernels.cases import ENGINE, Case, Sizes
 from benchmarks.kernels.measure import kernel_cases
@@ -54,15 +54,15 @@ def _kernels(sizes: ReportSizes) -> Iterator[PreparedCall]:
 
 def _tiles(sizes: ReportSizes) -> Iterator[PreparedCall]:
     for case in tile_cases(sizes, _few_rows(sizes.block), _few_rows(sizes.second_block)):
-        yield PreparedCall(f"tiles of {case.x}", partial(_all_tiles, sizes, case))
+        yield PreparedCall(f"forms of {case.x}", partial(_all_forms, sizes, case))
 
 
-def _all_tiles(sizes: ReportSizes, case: Case) -> Callable[[], object]:
+def _all_forms(sizes: ReportSizes, case: Case) -> Callable[[], object]:
     inputs, rank = case.inputs(torch.Generator().manual_seed(0)), sizes.block(CPU).rank
 
     def call() -> None:
-        for tile in sizes.tiles:
-            with using_tile(tile, architecture(CPU), sizes.dtype, rank), torch.no_grad():
+        for form in sizes.forms:
+            with using_form(form, architecture(CPU), sizes.dtype, rank), torch.no_grad():
                 case.providers[ENGINE](inputs)()
 
     return call

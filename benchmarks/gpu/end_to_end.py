@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.cost.step import ExpectedStep, count_step
 from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most, beside_expected
+from benchmarks.gpu.graphs import graph_figures
 from benchmarks.gpu.library import library_peaks, product_rate
 from benchmarks.gpu.sizes import Point, ReportSizes
 from benchmarks.gpu.steps import StepCost, step_cost
@@ -15,39 +16,56 @@ from benchmarks.gpu.workload import Round, RoundCost, Workload, round_cost
 from benchmarks.kernels.measure import name_and_message
 from benchmarks.kernels.work import Peaks
 from fedra_engine.execution.executor import Executor
+from fedra_engine.runtime.errors import InputError
 from fedra_kernels.dispatch import architecture
 
 TARGET_SHARE = 40.0
 MANY_CLIENTS, MANY_SECONDS, THEIR_IMAGES = 10_000, 25.0, 32
 """A round of so many clients with so many images should take no longer."""
-MOST_TRITON, MOST_OTHERS = 540, 200
+MOST_TRITON, MOST_OTHERS = 285, 120
 """Launches of a training step of twelve fused blocks."""
 _LEAST_SHARE = 0.01
 """Of a step's expected time; ops that should take less are not compared one by one."""
 _SECONDS_FOR_POINT = 10.0
 """What a point takes on a GPU, the model included: a guess; nothing has been measured."""
+_SECONDS_FOR_GRAPHS = 5.0
+"""The same for the rounds with CUDA graphs of a point, of which those of the embedded model come first."""
 
 
 def end_to_end(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
-    """Measure every point.
+    """Measure every point, then CUDA graphs.
 
     Raises:
-        StageFailed: the memory did not suffice for a point; the others are there.
+        StageFailed: the memory did not suffice for a point, or steps cannot be captured; the rest is there.
     """
     errors: list[str] = []
+    graphed: list[tuple[Point, Workload]] = []
     for point in sizes.points:
         if findings.seconds_left < _SECONDS_FOR_POINT:
             findings.leave_out(point.name)
             continue
         try:
-            _measure_point(findings, sizes, device, point)
+            workload = _measure_point(findings, sizes, device, point)
         except torch.OutOfMemoryError as error:
             errors.append(f"{point.name}: {name_and_message(error)}")
+            continue
+        if point.graph_steps:
+            graphed.append((point, workload))
+    # Last, as a capture that fails may leave nothing else working.
+    for point, workload in reversed(graphed):
+        if findings.seconds_left < _SECONDS_FOR_GRAPHS:
+            findings.leave_out(f"{point.name}: CUDA graphs")
+            continue
+        try:
+            for figure in graph_figures(workload, point):
+                findings.figure(figure)
+        except (torch.OutOfMemoryError, InputError) as error:
+            errors.append(f"{point.name}: CUDA graphs: {name_and_message(error)}")
     if errors:
         raise StageFailed("; ".join(errors))
 
 
-def _measure_point(findings: Findings, sizes: ReportSizes, device: torch.device, point: Point) -> None:
+def _measure_point(findings: Findings, sizes: ReportSizes, device: torch.device, point: Point) -> Workload:
     workload = Workload.embedded(device) if point.shape is None else Workload.random(point.shape, device, sizes.dtype)
     round = workload.round(2 * point.lanes, images=point.images, steps=point.steps)
     cost = _cost(workload, workload.sweep(point.lanes), round)
@@ -75,6 +93,7 @@ def _measure_point(findings: Findings, sizes: ReportSizes, device: torch.device,
     findings.row("rounds", row)
     ratio = row["clients_per_second"] / row["peft_clients_per_second"]
     findings.figure(Figure(f"{point.name}: over PEFT one client after another", ratio, "×"))
+    return workload
 
 
 def _cost(workload: Workload, executor: Executor, round: Round, repeats: int = 3) -> RoundCost:

@@ -11,6 +11,7 @@ from benchmarks.gpu.ops import Widths
 from benchmarks.gpu.shapes import SMALL_VIT, VIT_BASE, VitShape
 from benchmarks.kernels.cases import Sizes, llama_7b, vit_base
 from fedra_kernels._kernels.configs import Tile
+from fedra_kernels._kernels.product_forms import Form
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Point:
         shape: the model; None for the embedded default's.
         steps: local steps of each client in a round.
         sequential: clients of the PEFT loop that is compared.
+        graph_steps: steps of a round that is compared with the same as CUDA graphs; 0 for none.
     """
 
     shape: VitShape | None
@@ -28,6 +30,7 @@ class Point:
     images: int
     steps: int
     sequential: int
+    graph_steps: int = 0
 
     @property
     def name(self) -> str:
@@ -65,9 +68,9 @@ class ReportSizes:
         peak: size of the large product, and of the large copy.
         block: the batch of one block in the kernel benchmarks, on a device.
         second_block: the batch of a block of a LLaMA.
-        second_layers: (inputs, outputs) of layers at that batch in which tiles are tried as well.
+        second_layers: (inputs, outputs) of layers at that batch in which forms are tried as well.
         seconds: spent on each provider of a kernel benchmark.
-        tiles: of the product with the expand that are tried.
+        forms: of the product with the expand that are tried.
         points: of the whole rounds.
         scaling, scaling_shape, scaling_lanes, scaling_images: numbers of clients, their model, lanes and images.
         ops, round_shape, round_clients, round_steps: what is checked.
@@ -93,7 +96,7 @@ class ReportSizes:
     second_layers: tuple[tuple[int, int], ...]
     second_block: Callable[[torch.device], Sizes]
     seconds: float
-    tiles: tuple[Tile, ...]
+    forms: tuple[Form, ...]
     points: tuple[Point, ...]
     scaling: Sequence[int]
     scaling_shape: VitShape
@@ -119,6 +122,8 @@ def _vit_products(*rows: int) -> tuple[tuple[int, int, int], ...]:
 def _tiny_block(device: torch.device) -> Sizes:
     return Sizes(2, 1, 5, 16, 32, 4, 4, 2, 10, torch.float32, device, torch.float64)
 
+
+_TRIED = "to be measured"
 
 GPU = ReportSizes(
     notice="",
@@ -146,19 +151,20 @@ GPU = ReportSizes(
     second_layers=((4096, 4096), (4096, 14_336)),
     second_block=llama_7b,
     seconds=0.15,
-    tiles=(
-        Tile(128, 128, 64, 4, 3, True),
-        Tile(128, 128, 64, 8, 3, True),
-        Tile(128, 128, 64, 8, 4, True),
-        Tile(128, 256, 64, 8, 3, True),
-        Tile(128, 256, 64, 8, 4, True),
-        Tile(256, 128, 64, 8, 3, True),
+    forms=(
+        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=2),
+        Form(Tile(128, 256, 64, 8, 4, True), _TRIED, persistent=True, parts=4),
+        Form(Tile(128, 128, 64, 8, 4, True), _TRIED, persistent=True, parts=2),
+        Form(Tile(128, 128, 64, 4, 3, True), _TRIED, parts=2),
+        Form(Tile(128, 128, 64, 8, 3, True), _TRIED, parts=2),
+        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, parts=2),
+        Form(Tile(256, 128, 64, 8, 3, True), _TRIED, parts=2),
     ),
     points=(
         Point(VIT_BASE, 64, 16, 2, 6),
         Point(VIT_BASE, 64, 4, 2, 6),
-        Point(VIT_BASE, 256, 1, 2, 6),
-        Point(None, 30, 16, 5, 6),
+        Point(VIT_BASE, 256, 1, 2, 6, graph_steps=6),
+        Point(None, 30, 16, 5, 6, graph_steps=12),
     ),
     scaling=(16, 64, 256, 1024),
     scaling_shape=VIT_BASE,
@@ -198,8 +204,8 @@ REHEARSAL = replace(
     second_layers=((24, 24), (24, 40)),
     second_block=_tiny_block,
     seconds=0.0005,
-    tiles=GPU.tiles[:2],
-    points=(Point(_TINY_VIT, 2, 2, 2, 1), Point(None, 2, 1, 1, 1)),
+    forms=(GPU.forms[0], GPU.forms[3]),
+    points=(Point(_TINY_VIT, 2, 2, 2, 1, graph_steps=2), Point(None, 2, 1, 1, 1)),
     scaling=(2, 5),
     scaling_shape=_TINY_VIT,
     scaling_lanes=2,

@@ -1,22 +1,30 @@
-"""Synthetic federated rounds on a ViT of random weights, on any device."""
+"""Synthetic federated rounds on a model of random weights, on any device."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
-from benchmarks.gpu.shapes import CAPACITIES, VitShape
+from benchmarks.gpu.shapes import CAPACITIES, DecoderShape, ModelShape, VitShape
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import ImageSamples, StoredRows
+from fedra_engine.data.samples import ImageSamples, Samples, StoredRows, TokenSamples
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.step_graph import CudaGraphCapture
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.aggregation import Aggregator
@@ -28,6 +36,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.loading import load_pretrained
 from fedra_engine.models.state import GlobalState
+from fedra_engine.models.structure import ALL_LINEAR
 
 Sweep = TypeVar("Sweep", bound=SweepExecutor)
 
@@ -47,12 +56,12 @@ class Round:
 
 
 class Workload:
-    """A foundation model on a device, images, and executors for them. Adapters on all six Linears of a block."""
+    """A foundation model on a device, samples, and executors for them. Adapters on all Linears of a block."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        shape: VitShape,
+        shape: ModelShape,
         lora: LoraConfig,
         device: torch.device,
         *,
@@ -65,15 +74,16 @@ class Workload:
         self.device = device
         self._lora = lora
         self._training = TrainingConfig() if training is None else training
-        self.foundation = make_foundation(model, lora, classes=shape.classes)
+        self.foundation = make_foundation(model, lora, classes=getattr(shape, "classes", None))
         adapters = initial_adapters(
             self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
         )
         self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
-        self.samples = self._make_samples(model.config.num_channels, device if pixels_on_device else CPU)
+        self.samples = _samples(shape, model, device if pixels_on_device else CPU)
         self.sweep_model = SweepModel(
             self.foundation,
-            lambda count: self.samples.inputs(torch.zeros(count, dtype=torch.int64), device, self.foundation.dtype),
+            # As in training: no text is padded, so no mask is given.
+            lambda n: self.samples.batch(torch.zeros(n, dtype=torch.int64), device, self.foundation.dtype).inputs,
             fuse_blocks=device.type != "cpu" if fuse_blocks is None else fuse_blocks,
             # On a CPU something stands in for the GPU, whose kernels are to be measured or compiled.
             whole_blocks=False,
@@ -82,7 +92,7 @@ class Workload:
     @classmethod
     def random(
         cls,
-        shape: VitShape,
+        shape: ModelShape,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -90,20 +100,11 @@ class Workload:
         fuse_blocks: bool | None = None,
         pixels_on_device: bool = False,
     ) -> Workload:
-        """A ViT of random weights."""
+        """A model of random weights."""
         torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=shape.width,
-            intermediate_size=shape.hidden,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            image_size=shape.image,
-            patch_size=shape.patch,
-            num_labels=shape.classes,
-        )
         with device:
-            model = ViTForImageClassification(config).to(dtype)
-        lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank))
+            model = _model(shape).to(dtype)
+        lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank), target_modules=ALL_LINEAR)
         return cls(
             model, shape, lora, device, training=training, fuse_blocks=fuse_blocks, pixels_on_device=pixels_on_device
         )
@@ -127,7 +128,7 @@ class Workload:
         return cls(model, shape, config.lora, device, training=config.training, fuse_blocks=fuse_blocks)
 
     def round(self, clients: int, *, images: int, steps: int, capacities: Sequence[int] = CAPACITIES) -> Round:
-        """`clients` of these `capacities`, in turn, that take `steps` local steps of `images` images.
+        """`clients` of these `capacities`, in turn, that take `steps` local steps of `images` images or texts.
 
         They hold what FedRA's allocation gives them, which does not depend on images and steps.
         """
@@ -140,9 +141,11 @@ class Workload:
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
         return Round(work, uniform_allocation(depths, self.shape.depth, np.random.default_rng(1)), count)
 
-    def sweep(self, lanes: int) -> SweepExecutor:
-        """The engine."""
-        return self.sweep_by(SweepExecutor, lanes)
+    def sweep(self, lanes: int, *, graphs: bool = False) -> SweepExecutor:
+        """The engine, with `graphs` as CUDA graphs."""
+        executor = self.sweep_by(SweepExecutor, lanes)
+        executor.capture = partial(CudaGraphCapture, self.device) if graphs else None
+        return executor
 
     def sweep_by(self, executor: type[Sweep], lanes: int) -> Sweep:
         """The engine, as a class of its own."""
@@ -163,14 +166,50 @@ class Workload:
         """FLOPs that the blocks need for a round; embedding and heads are not counted."""
         return float(round.allocation.sum()) * round.images_per_client * self.shape.block_flops()
 
-    def _make_samples(self, channels: int, device: torch.device) -> ImageSamples:
-        shape, generator = self.shape, torch.Generator().manual_seed(0)
-        size = (shape.pool, channels, shape.image, shape.image)
-        pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-        labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
-        preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
-        domains = torch.zeros(shape.pool, dtype=torch.int64)
-        return ImageSamples(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
+
+def _model(shape: ModelShape) -> PreTrainedModel:
+    if isinstance(shape, VitShape):
+        config = ViTConfig(
+            hidden_size=shape.width,
+            intermediate_size=shape.hidden,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            image_size=shape.image,
+            patch_size=shape.patch,
+            num_labels=shape.classes,
+        )
+        return ViTForImageClassification(config)
+    assert isinstance(shape, DecoderShape)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=shape.width,
+            intermediate_size=shape.hidden,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_heads,
+            vocab_size=shape.vocabulary,
+            max_position_embeddings=shape.length,
+        )
+    )
+
+
+def _samples(shape: ModelShape, model: PreTrainedModel, device: torch.device) -> Samples:
+    """Random images, whose pixels lie on `device`, or random texts."""
+    generator = torch.Generator().manual_seed(0)
+    domains = torch.zeros(shape.pool, dtype=torch.int64)
+    if isinstance(shape, DecoderShape):
+        ids = torch.randint(shape.vocabulary, (shape.pool, shape.length), generator=generator, dtype=torch.int32)
+        every = torch.arange(shape.pool)
+        return TokenSamples(
+            StoredRows([ids]), every, torch.full_like(every, shape.length), torch.zeros_like(every), domains, None
+        )
+    assert isinstance(shape, VitShape)
+    channels = model.config.num_channels
+    size = (shape.pool, channels, shape.image, shape.image)
+    pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
+    preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
+    return ImageSamples(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from fedra_kernels import (
     squared_norms,
     stream_block,
 )
+from fedra_kernels._kernels.configs import NARROW_RANK
 from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
-from fedra_kernels._kernels.lora_single_pass import lora_single_pass_onto, single_pass_tile
+from fedra_kernels._kernels.lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
 from fedra_kernels._kernels.stream_steps import Activation
 
 
@@ -81,8 +82,10 @@ def cases(shapes: Shapes = Shapes()) -> Iterator[Case]:
     for frozen in ("A", "B"):
         yield Case(f"lora_linear bf16 r16 frozen {frozen}", partial(_lora_linear, shapes, half, 16, False, frozen))
     yield Case("lora_linear bf16 r16 without weight", partial(_lora_linear, shapes, half, 16, False, weighted=False))
-    for dtype in (half, single):
-        yield Case(f"products {_short(dtype)} r16", partial(_products, shapes, dtype, 16))
+    for dtype, rank in ((half, 16), (half, 32), (half, 128), (single, 16)):
+        yield Case(f"products {_short(dtype)} r{rank}", partial(_products, shapes, dtype, rank, shapes.width))
+    # These do not fill the widest tiles.
+    yield Case("products bf16 r16 half as wide", partial(_products, shapes, half, 16, shapes.width // 2))
     yield from _blocks(shapes)
     for dtype in (half, single):
         yield Case(f"head {_short(dtype)}", partial(_head, shapes, dtype))
@@ -153,27 +156,28 @@ def _lora_linear(
     y.backward(torch.zeros_like(y))
 
 
-def _products(shapes: Shapes, dtype: torch.dtype, rank: int) -> None:
+def _products(shapes: Shapes, dtype: torch.dtype, rank: int, width: int) -> None:
     """Query, key and value at once, the gradient of their input, and what ends in the residual stream."""
-    groups, width = shapes.groups(), shapes.width
+    groups = shapes.groups()
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=dtype)
 
     x, bank, merged = zeros(shapes.rows, width), shapes.bank(width, rank, dtype=dtype), zeros(3 * width, width)
-    spans, tables = groups.spans(gemm_tile(x, rank).rows), (groups.filled,)
-    shrunk, frozen = zeros(shapes.rows, 3 * rank), (None, 0)
-    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, spans, *tables, 0.5, *frozen, False)
-    lora_a = shapes.bank(3 * rank, width, dtype=dtype)
-    lora_gemm([x] * 3, merged, None, shrunk, [lora_a], [width], spans, *tables, None, *frozen, True)
+    tables = groups.spans(gemm_tile(x, rank).rows), groups.filled
+    shrunk, lora_a = zeros(shapes.rows, 3 * rank), shapes.bank(3 * rank, width, dtype=dtype)
+    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, *tables, 0.5, None, 0, False)
+    lora_gemm([x] * 3, merged, None, shrunk, [lora_a], [width], *tables, None, None, 0, True)
     stream, index, scale = zeros(2 * shapes.rows, width), torch.arange(shapes.rows), zeros(width)
-    added = (stream, index, scale)
-    small, weight = (zeros(shapes.rows, rank), [bank], [width], spans), zeros(width, width)
-    lora_gemm_onto(stream, index, [x], weight, scale, *small, *tables, 0.5, *frozen, False, *added)
-    lora_gemm([x], weight, scale, *small, *tables, 0.5, *frozen, False, *added)
-    factors = shapes.bank(rank, width, dtype=dtype), bank
-    spans = groups.spans(single_pass_tile(x, rank).rows)
-    lora_single_pass_onto(stream, index, x, weight, scale, *factors, spans, *tables, 0.5, *added)
+    one = ([x], zeros(width, width), scale, zeros(shapes.rows, rank), [bank], [width], *tables, 0.5, None, 0, False)
+    lora_gemm_onto(stream, index, *one, stream, index, scale)
+    lora_gemm(*one, stream, index, scale)
+    if rank <= NARROW_RANK:
+        tables = groups.spans(single_pass_tile(x, rank).rows), groups.filled
+        factors = shapes.bank(rank, width, dtype=dtype), bank
+        single = (x, zeros(width, width), scale, *factors, *tables, 0.5)
+        lora_single_pass_onto(stream, index, *single, stream, index, scale)
+        lora_single_pass(*single)
 
 
 def _stream_block(

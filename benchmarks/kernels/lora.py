@@ -14,6 +14,7 @@ from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import lora_backward, lora_forward
 from fedra_engine.models.peft_library import PeftLoraConfig, inject_adapter_in_model
 from fedra_kernels import RowGroups, lora_linear
+from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm_onto
 
 KERNEL = "lora_linear"
 FORWARD, GIVEN, BACKWARD = "forward", "forward, S given", "backward"
@@ -59,7 +60,7 @@ def lora_cases(sizes: Sizes, layers: Sequence[tuple[int, int]] | None = None) ->
         x = layer_name(inputs, outputs)
         forward, given = lora_forward(*shape, given=False), lora_forward(*shape, given=True)
         yield Case(KERNEL, FORWARD, x, forward, "frozen", make, _FORWARD)
-        yield Case(KERNEL, GIVEN, x, given, "frozen", make, {"frozen": _frozen, ENGINE: _engine_given})
+        yield Case(KERNEL, GIVEN, x, given, "frozen", make, _given_providers(sizes.device))
         yield Case(KERNEL, BACKWARD, x, lora_backward(*shape), "frozen", make, _BACKWARD)
 
 
@@ -89,6 +90,29 @@ def _engine(i: LoraInputs) -> Call:
 
 def _engine_given(i: LoraInputs) -> Call:
     return _lora_linear(i, i.x, torch.bmm(i.x3, i.lora_a.transpose(1, 2)).flatten(0, 1))
+
+
+def _given_providers(device: torch.device) -> dict[str, Callable[[LoraInputs], Call]]:
+    providers: dict[str, Callable[[LoraInputs], Call]] = {"frozen": _frozen, ENGINE: _engine_given}
+    if device.type != "cpu":
+        providers["F.linear + grouped expand"] = _library_then_expand
+    return providers
+
+
+def _library_then_expand(i: LoraInputs) -> Call:
+    """The frozen product by the library, whose choice among its algorithms depends on the number of rows."""
+    shrunk, rank = torch.bmm(i.x3, i.lora_a.transpose(1, 2)).flatten(0, 1), i.lora_a.shape[1]
+    spans = i.groups.spans(gemm_tile(i.x, rank).rows)
+
+    def call() -> Tensor:
+        y = F.linear(i.x, i.weight, i.bias)
+        lora_gemm_onto(
+            y, None, [i.x[:, :0]], i.weight[:, :0], None, shrunk, [i.lora_b], [len(i.weight)],
+            spans, i.groups.filled, 1.0, None, 0, False, y,
+        )  # fmt: skip
+        return y
+
+    return call
 
 
 def _engine_backward(i: LoraInputs) -> Call:

@@ -234,6 +234,9 @@ class ExecutionConfig:
             on a CPU for those with plain attention (docs/design.md).
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
             memory, but about half as much computation again.
+        cuda_graphs: launch the local steps of `sweep` as CUDA graphs, each captured once for all steps of the same
+            clients with batches of the same sizes (docs/kernels.md). Only with images, and a whole model on each GPU;
+            no GPU has run it yet.
         deterministic: repeat a run, or resume it, to the last bit (docs/processes.md): sums do not depend on the order
             in which clients finish, clients are divided among processes by counted cost rather than measured speed, and
             a resumed run keeps its lanes.
@@ -247,6 +250,7 @@ class ExecutionConfig:
         False,
         needs=[{"executor": ("sweep",), "method.name": ("fedhello",)}],
     )
+    cuda_graphs: Literal["off", "on"] = option("off", needs=[{"executor": ("sweep",)}])
     deterministic: bool = False
 
 
@@ -313,6 +317,8 @@ class ExperimentConfig:
             raise InputError(
                 f"execution.fused_blocks: found on with model.load_in {self.model.load_in}, expected auto or off"
             )
+        if self.model.load_in and self.execution.cuda_graphs == "on":
+            raise InputError(f"execution.cuda_graphs: found on with model.load_in {self.model.load_in}, expected off")
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(
                 f"seed: found {self.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "

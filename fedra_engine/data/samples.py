@@ -366,15 +366,15 @@ class TokenSamples:
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [rows, tokens], both int64."""
-        return self.batch(rows, device, dtype).inputs
+        ids = self._ids(rows, device)
+        return {"input_ids": ids, "attention_mask": self._mask(rows, ids)}
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
-        """Inputs, and classes or tokens to learn; `draws` are not used."""
-        counts = self.counts[rows]
-        longest = int(counts.numpy().max()) if self.cut else None
-        ids = self.ids.gather(self.stored[rows], device)[:, :longest].long()
-        mask = (torch.arange(ids.shape[1], device=device) < copy_async(counts, device)[:, None]).long()
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        """Inputs, without a mask if there is no padding, and classes or tokens to learn; `draws` are not used."""
+        counts, ids = self.counts[rows], self._ids(rows, device)
+        inputs = {"input_ids": ids}
+        if counts.numpy().min() < ids.shape[1]:
+            inputs["attention_mask"] = self._mask(rows, ids)
         if self._classes is not None:
             return Batch(inputs, self._classes.gather(rows, device))
         # The tokens that `_learnt` does not mask, except the first token of a text.
@@ -383,6 +383,14 @@ class TokenSamples:
         samples = np.repeat(np.arange(len(rows)), learnt)
         within = np.arange(len(samples)) - (learnt.cumsum() - learnt)[samples]
         return Batch(inputs, self._learnt(rows, ids), LearntTokens(samples, first[samples] + within))
+
+    def _ids(self, rows: Tensor, device: torch.device) -> Tensor:
+        longest = int(self.counts[rows].numpy().max()) if self.cut else None
+        return self.ids.gather(self.stored[rows], device)[:, :longest].long()
+
+    def _mask(self, rows: Tensor, ids: Tensor) -> Tensor:
+        counts = copy_async(self.counts[rows], ids.device)[:, None]
+        return (torch.arange(ids.shape[1], device=ids.device) < counts).long()
 
     def _learnt(self, rows: Tensor, ids: Tensor) -> Tensor:
         """`ids` [rows, tokens] of the samples `rows`, with `NOT_LEARNT` for prompts and padding."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedra_engine.data.cache import copy_async
 from fedra_engine.execution.plan import SweepPlan
-from fedra_kernels import Dropout, dropout_keys, dropout_mask, to_device
+from fedra_kernels import Dropout, dropout_keys, dropout_mask
 from fedra_kernels.dropout import splitmix
+
+Ints = Sequence[int] | NDArray[np.int64]
 
 
 class DropoutKeys:
@@ -20,7 +24,7 @@ class DropoutKeys:
         p: the probability that an entry is dropped.
     """
 
-    def __init__(self, p: float, seed: int, round: int, clients: Sequence[int], steps: Sequence[int]) -> None:
+    def __init__(self, p: float, seed: int, round: int, clients: Ints, steps: Ints) -> None:
         """`clients` are in the order of the batch, `steps` their local steps."""
         self.p = p
         self._keys = dropout_keys(seed, round, np.asarray(clients, np.int64), np.asarray(steps, np.int64))
@@ -48,13 +52,28 @@ class CounterDropout(nn.Module):
         return x * mask.view_as(x)
 
 
-def pass_dropout(keys: DropoutKeys, plan: SweepPlan, targets: int) -> dict[tuple[int, int], Dropout]:
-    """The dropout of each (block, target) for the clients that hold the block, moved to the device in one copy.
+class PassDropout:
+    """The dropout of a pass over a plan, whose keys change from step to step at one address.
 
-    `keys` are those of the clients of `plan`, in the order of the batch; a block has `targets` targets.
+    Attributes:
+        of: the dropout by (block, target), for the clients that hold the block.
     """
-    held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
-    everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))
-    tables = [of_block[:, clients] for of_block, clients in zip(everywhere, held.values(), strict=True)]
-    moved = dict(zip(held, to_device(tables, plan.heads.device), strict=True))
-    return {(block, target): Dropout(keys.p, moved[block][target]) for block in moved for target in range(targets)}
+
+    def __init__(self, p: float, plan: SweepPlan, targets: int) -> None:
+        """Drop with probability `p`; a block has `targets` targets. The keys are not set yet."""
+        held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
+        self._blocks, self._targets = np.array(list(held), dtype=np.int64)[:, None], np.arange(targets)
+        groups = len(plan.heads)
+        starts = np.arange(len(held) * targets).reshape(-1, targets, 1) * groups
+        # Of all groups' keys at all targets of the held blocks, those of groups that hold them.
+        each = [(start + clients).reshape(-1) for start, clients in zip(starts, held.values(), strict=True)]
+        self._used = np.concatenate([np.empty(0, dtype=np.int64), *each])
+        self._keys = torch.zeros(len(self._used), dtype=torch.int64, device=plan.heads.device)
+        sites = [(block, target) for block in held for target in range(targets)]
+        parts = self._keys.split([len(held[block]) for block, _ in sites])
+        self.of = {site: Dropout(p, part) for site, part in zip(sites, parts, strict=True)}
+
+    def set_keys(self, keys: DropoutKeys) -> None:
+        """Take the keys of a step, of all groups of the plan, in one copy to the device."""
+        used = keys.at(self._blocks, self._targets).reshape(-1)[self._used]
+        self._keys.copy_(copy_async(torch.from_numpy(used), self._keys.device))

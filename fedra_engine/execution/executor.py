@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.memory import choose_lanes, keep_freed_memory, measure_lane
+from fedra_engine.execution.step_graph import CudaGraphCapture
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.threads import limit_threads
@@ -96,7 +99,11 @@ def make_executor(
 
         executor = SequentialExecutor(foundation, train, config.lora, model.arguments)
     else:
-        lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)
-        executor = SweepExecutor(foundation, model, train, config.lora, lanes, sharded_over)
+        graphs = config.execution.cuda_graphs == "on"
+        # A graph keeps the memory of its step, which others cannot use.
+        of_lane = replace(memory, activations=2 * memory.activations) if graphs else memory
+        lanes = choose_lanes(config.execution.lanes, of_lane, foundation.device, participants)
+        capture = partial(CudaGraphCapture, foundation.device) if graphs else None
+        executor = SweepExecutor(foundation, model, train, config.lora, lanes, sharded_over, capture)
     limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
     return executor

@@ -169,13 +169,12 @@ def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int) -> Adapted
     adapters = [_columns(linear, layout) for linear in linears]
     if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
         return None
+    widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
     weight, biases = _joined([linear.weight for linear in linears]), [linear.bias for linear in linears]
     bias = None
     if any(part is not None for part in biases):
-        widths = [linear.weight.shape[0] for linear in linears]
         zeros = (weight.new_zeros(width) for width in widths)
         bias = torch.cat([zero if part is None else part.detach() for part, zero in zip(biases, zeros, strict=True)])
-    widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
     try:
         return AdaptedLayer(weight, bias, widths, tuple(adapters), first, input_first == {True})
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Lane:
         exits: int64 [exits], the global classifiers that the client trains, ascending.
         heads: int64 [exits], their rows of the head bank, consecutive.
         batches: sample rows of each local step.
+        same_until: of each local step, the first one after it whose batch has another size, or the end.
         step: local steps done.
     """
 
@@ -45,6 +47,7 @@ class Lane:
     exits: NDArray[np.int64]
     heads: NDArray[np.int64]
     batches: list[NDArray[np.int64]]
+    same_until: list[int]
     step: int = 0
 
     @property
@@ -190,7 +193,8 @@ class LanePool:
         slots = np.where(self._places[row] < 0, -1, index * self._slots_per_lane + self._places[row])
         trained = slots if self.assignment.trained is None else np.where(self.assignment.trained[row], slots, -1)
         heads = index * self._heads_per_lane + np.arange(len(exits))
-        return Lane(index, row, client, slots, trained, exits, heads, self.work.batches(client))
+        batches = self.work.batches(client)
+        return Lane(index, row, client, slots, trained, exits, heads, batches, _same_until([*map(len, batches)]))
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
         """Load the start of the clients of `lanes` into the banks."""
@@ -210,3 +214,12 @@ class LanePool:
         self.adapters.load(slots, self._state.adapters, blocks, adjust if self._own_starts else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)
+
+
+def _same_until(sizes: Sequence[int]) -> list[int]:
+    """`Lane.same_until` for batches of these sizes."""
+    until = list[int]()
+    for _, same in groupby(sizes):
+        count = len(list(same))
+        until += [len(until) + count] * count
+    return until

@@ -165,8 +165,7 @@ def make_plan(
     indexed = {block for block, (here, _) in holders.items() if not np.array_equal(here, every)}
     for block, of_block in held.items():
         if block in indexed:
-            here, _ = holders[block]
-            tables.append(np.concatenate([np.arange(starts[group], starts[group] + counts[group]) for group in here]))
+            tables.append(_sample_positions(starts, counts, holders[block][0]))
         tables += of_block.host_tables(of_blocks)
     exits = _exit_rows(owner, copies)
     tables += [rows for pair in exits.values() for rows in pair]
@@ -208,6 +207,14 @@ def _holders(
     return found
 
 
+def _sample_positions(
+    starts: NDArray[np.int64], counts: NDArray[np.int64], here: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Positions in the batch of the samples of the groups `here`; group i has `counts[i]` from `starts[i]` on."""
+    of_each = counts[here]
+    return np.arange(of_each.sum()) + np.repeat(starts[here] - (of_each.cumsum() - of_each), of_each)
+
+
 def _exit_rows(
     owner: NDArray[np.int64], copies: Sequence[ExitCopy]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -220,19 +227,33 @@ def _exit_rows(
     return exits
 
 
+class StepBatch(NamedTuple):
+    """The samples of a local step, in the order of the batch.
+
+    Attributes:
+        rows: int64 [samples], sample rows.
+        steps: int64 [groups], the local step of each group's client, from 0.
+    """
+
+    rows: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
 class StepTables:
-    """All index tables of a local step; used again while the same lanes take batches of the same sizes.
+    """The index tables of some local steps of the same clients, in which each takes batches of one size.
 
     The groups of the batch are the samples of each client, then their copies at earlier exits.
 
     Attributes:
         lanes: the clients, in the order of the batch.
-        groups: the client of each group.
-        plan: the plan of the pass.
+        clients: int64 [groups], the client of each group.
+        sizes: samples of each group.
+        left: steps that these tables serve and that have not been taken.
+        plan: the plan of a pass.
         exits: how groups at several exits belong together; None where every client has one classifier.
         indices: int64 [clients], lane indices.
         samples: float64 [clients], batch sizes.
-        steps: int64 [clients], number of local steps done.
+        steps: int64 [clients], number of local steps done, which each step counts.
         heads, head_owners: int64 [heads], rows of the head bank in training, and their positions in `lanes`.
         slots, slot_owners: int64 [slots], rows of the adapter bank in training, and their positions in `lanes`.
         ranks: int64 [slots], LoRA ranks.
@@ -247,12 +268,17 @@ class StepTables:
         *,
         fewest_first_token_samples: int | None = None,
     ) -> None:
-        """Make the tables for the next step of `lanes`; see `make_plan`."""
+        """Make the tables for the next steps of `lanes`; see `make_plan`."""
         self.lanes = lanes
-        self._sizes = [len(lane.batch) for lane in lanes]
+        self.left = min(lane.same_until[lane.step] - lane.step for lane in lanes)
+        sizes = [len(lane.batch) for lane in lanes]
         copies = [(exit, source) for source, lane in enumerate(lanes) for exit in range(len(lane.exits) - 1)]
         owners = [*range(len(lanes)), *(source for _, source in copies)]
-        self.groups = [lanes[owner] for owner in owners]
+        self.sizes = [sizes[owner] for owner in owners]
+        self.clients = np.array([lanes[owner].client for owner in owners], dtype=np.int64)
+        self._batches = [lane.batches[lane.step : lane.step + self.left] for lane in (lanes[owner] for owner in owners)]
+        self._first = np.array([lanes[owner].step for owner in owners], dtype=np.int64)
+        self._taken = 0
         slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
         slots[: len(lanes)] = [lane.slots for lane in lanes]
         replaced = None
@@ -260,20 +286,10 @@ class StepTables:
             replaced = np.zeros_like(slots, dtype=np.bool_)
             replaced[: len(lanes)] = assignment.replaced[[lane.row for lane in lanes]]
         heads = [lane.heads[-1] for lane in lanes] + [lanes[source].heads[exit] for exit, source in copies]
-        full = foundation.adapter_layout.rank
-        ranks = [full if assignment.ranks is None else assignment.ranks[lane.row] for lane in lanes]
-        own = [
-            np.array([lane.index for lane in lanes]),
-            np.array(self._sizes, dtype=np.float64),
-            np.array([lane.step for lane in lanes]),
-            *_owned([lane.heads for lane in lanes]),
-            *_owned([lane.trained_slots for lane in lanes]),
-            np.repeat(ranks, [len(lane.trained_slots) for lane in lanes]),
-        ]
-        exits = _exit_table(self._sizes, owners, foundation.adapter_dtype) if assignment.exits else ()
+        exits = _exit_table(sizes, owners, foundation.adapter_dtype) if assignment.exits else ()
         self.plan, moved = make_plan(
             foundation,
-            [self._sizes[owner] for owner in owners],
+            self.sizes,
             slots,
             np.array(heads, dtype=np.int64),
             copies=[
@@ -282,16 +298,37 @@ class StepTables:
             ],
             replaced=replaced,
             requested=requested,
-            others=[*own, *exits],
+            others=[*self._of_clients(assignment, foundation.adapter_layout.rank), *exits],
             fewest_first_token_samples=fewest_first_token_samples,
         )
         self.indices, self.samples, self.steps, self.heads, self.head_owners, *others = moved
         self.slots, self.slot_owners, self.ranks, *of_exits = others
         self.exits = ExitTable(len(lanes), assignment.distillation, *of_exits) if of_exits else None
 
-    def fits(self, lanes: Sequence[Lane]) -> bool:
-        """Whether the tables are right for the next step of `lanes`."""
-        return self.lanes == lanes and self._sizes == [len(lane.batch) for lane in lanes]
+    def next_batch(self) -> StepBatch:
+        """What the clients take in the next step, which is then no longer left.
+
+        The lanes count their steps when none is left.
+        """
+        taken, self._taken, self.left = self._taken, self._taken + 1, self.left - 1
+        if not self.left:
+            for lane in self.lanes:
+                lane.step += self._taken
+        return StepBatch(np.concatenate([batches[taken] for batches in self._batches]), self._first + taken)
+
+    def _of_clients(self, assignment: Assignment, rank: int) -> list[NDArray[Any]]:
+        """The arrays from `indices` to `ranks`; adapters have the `rank` unless the assignment gives another one."""
+        lanes = self.lanes
+        ranks = [rank if assignment.ranks is None else assignment.ranks[lane.row] for lane in lanes]
+        trained = [lane.trained_slots for lane in lanes]
+        return [
+            np.array([lane.index for lane in lanes]),
+            np.array(self.sizes[: len(lanes)], dtype=np.float64),
+            np.array([lane.step for lane in lanes]),
+            *_owned([lane.heads for lane in lanes]),
+            *_owned(trained),
+            np.repeat(ranks, [len(of_client) for of_client in trained]),
+        ]
 
 
 def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import Samples
+from fedra_engine.data.samples import Batch, Samples
 from fedra_engine.execution.banks import SpareBanks, clip_factors, loss_scale
-from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.lanes import LanePool
+from fedra_engine.execution.dropout import DropoutKeys, PassDropout
+from fedra_engine.execution.lanes import Lane, LanePool
 from fedra_engine.execution.plan import RequestedTables, StepTables
+from fedra_engine.execution.step_graph import GraphCapture, RepeatedStep
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
@@ -46,6 +49,8 @@ class SweepExecutor:
     lora: LoraConfig = field(repr=False)
     lanes: int
     sharded_over: Processes | None = field(default=None, repr=False)
+    capture: Callable[[], GraphCapture] | None = field(default=None, repr=False)
+    """Makes what captures the local steps of a round as CUDA graphs; None if none are captured."""
     _spare: SpareBanks = field(default_factory=SpareBanks, init=False, repr=False)
     _requested: RequestedTables = field(default_factory=RequestedTables, init=False, repr=False)
     """Tables that kernels used in the last step; the next plan makes them at once, as they will be needed again."""
@@ -97,47 +102,81 @@ class SweepExecutor:
         bank = pool.adapters
         factors = BankFactors(foundation.adapter_layout, bank.compute_copy, bank.gradients, assignment.factors)
         stand_ins = [] if state.stand_ins is None else state.stand_ins.maps(foundation.dtype)
-        tables: StepTables | None = None
+        capture = None if self.capture is None else self.capture()
+        steps: _Steps | None = None
         with Stage(LOCAL_STEPS, int(work.steps().sum())) as stage:
             while True:
-                pool.refill()
-                lanes = pool.in_training()
-                if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
+                if steps is None or not steps.tables.left:
+                    pool.refill()
+                    # Before the next tables are made, so that those of a graph do not outlive it.
+                    steps = None
+                    if lanes := pool.in_training():
+                        steps = self._next_steps(pool, lanes, factors, stand_ins, capture)
+                training = steps is not None
+                if not (training if self.sharded_over is None else self.sharded_over.any(training)):
                     pool.end()
                     return
-                if not lanes:
+                if steps is None:
                     # Other processes still train, and a sharded model needs this process in every pass.
                     first = torch.zeros(1, dtype=torch.int64)
                     self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                     continue
-                if tables is None or not tables.fits(lanes):
-                    fewest = self.model.fewest_first_token_samples
-                    tables = StepTables(
-                        lanes, foundation, assignment, self._requested, fewest_first_token_samples=fewest
-                    )
-                self._requested.clear()
-                self._step(pool, tables, factors, stand_ins)
-                stage.advance(len(lanes))
-                if updates := pool.take_finished():
+                self._step(work, steps)
+                stage.advance(len(steps.tables.lanes))
+                # No client ends before.
+                if not steps.tables.left and (updates := pool.take_finished()):
                     yield updates
 
-    def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors, stand_ins: Sequence[LowRankMap]) -> None:
-        """Take one local step of every client in training."""
-        foundation, work = self.foundation, pool.work
-        rows = torch.from_numpy(np.concatenate([lane.batch for lane in tables.groups]))
-        clients, steps = [lane.client for lane in tables.groups], [lane.step for lane in tables.groups]
-        # Copies at early exits have the draws of their sources.
-        draws = SampleDraws(work.seed, work.round, clients, steps, [len(lane.batch) for lane in tables.groups])
+    def _next_steps(
+        self,
+        pool: LanePool,
+        lanes: Sequence[Lane],
+        factors: BankFactors,
+        stand_ins: Sequence[LowRankMap],
+        capture: GraphCapture | None,
+    ) -> _Steps:
+        """Make the tables of the next steps of `lanes`, and what these steps share."""
+        foundation = self.foundation
+        fewest = self.model.fewest_first_token_samples
+        tables = StepTables(lanes, foundation, pool.assignment, self._requested, fewest_first_token_samples=fewest)
         dropout = None
         if self.lora.dropout > 0:
-            first = slice(len(tables.lanes))
-            dropout = DropoutKeys(self.lora.dropout, work.seed, work.round, clients[first], steps[first])
-        batch = self.samples.batch(rows, foundation.device, foundation.dtype, draws)
+            dropout = PassDropout(self.lora.dropout, tables.plan, len(foundation.adapter_layout.targets))
+        heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
+        train = partial(self._train_batch, pool, tables, factors, stand_ins, dropout, heads)
+        return _Steps(tables, dropout, RepeatedStep(train, tables.left, capture))
+
+    def _step(self, work: LocalWork, steps: _Steps) -> None:
+        """Take one local step of every client in training."""
+        foundation, tables = self.foundation, steps.tables
+        taken = tables.next_batch()
+        # Copies at early exits have the draws of their sources.
+        draws = SampleDraws(work.seed, work.round, tables.clients.tolist(), taken.steps.tolist(), tables.sizes)
+        if steps.dropout is not None:
+            steps.dropout.set_keys(DropoutKeys(self.lora.dropout, work.seed, work.round, tables.clients, taken.steps))
+        batch = self.samples.batch(torch.from_numpy(taken.rows), foundation.device, foundation.dtype, draws)
+        steps.repeated.run(batch)
+
+    def _train_batch(
+        self,
+        pool: LanePool,
+        tables: StepTables,
+        factors: BankFactors,
+        stand_ins: Sequence[LowRankMap],
+        dropout: PassDropout | None,
+        heads: PassHeads,
+        batch: Batch,
+    ) -> None:
+        """Train on a batch: all of a step that may be captured as a CUDA graph.
+
+        On a GPU, it must read nothing from the host that changes from step to step.
+        """
+        foundation = self.foundation
+        self._requested.clear()
         features = self.model.features(batch.inputs, tables.plan, factors, dropout, stand_ins)
         if not features.requires_grad:
             # Nobody here has adapters to train; the gradients of the heads need a backward pass all the same.
             features.requires_grad_()
-        heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
         losses = foundation.task.losses(features, batch, heads)
         scale = loss_scale(foundation.dtype)
         self.model.backward(losses.sum() * scale)
@@ -145,8 +184,6 @@ class SweepExecutor:
             for bank in (pool.adapters, pool.heads):
                 bank.gradients /= scale
         pool.losses[tables.indices] += losses.detach().double() * tables.samples
-        for lane in tables.lanes:
-            lane.step += 1
         self._optimize(pool, tables)
 
     def _optimize(self, pool: LanePool, tables: StepTables) -> None:
@@ -161,3 +198,11 @@ class SweepExecutor:
         clip = clip_factors(squares, pool.work.training, pool.adapters.parameters.dtype)
         for bank, rows, owners in banks:
             bank.step(rows, lr=pool.work.lr, clip=clip[owners], steps=tables.steps[owners])
+
+
+class _Steps(NamedTuple):
+    """The local steps that one set of tables serves; `dropout` is None if nothing is dropped."""
+
+    tables: StepTables
+    dropout: PassDropout | None
+    repeated: RepeatedStep

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.block_parts import match_parts
-from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
+from fedra_engine.execution.dropout import PassDropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
 from fedra_engine.execution.fused_block import match_fused_block
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_same_change
+from fedra_engine.execution.padding_mask import MASK, needs_padding_mask
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.execution.whole_block import match_whole_block
@@ -74,6 +75,9 @@ class SweepModel:
         if sharding is not None:
             sharding.attach(foundation.model)
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
+        # It is not tried with a sharded model, of which every pass is collective.
+        self._needs_mask = sharding is not None or needs_padding_mask(foundation, self.arguments[0], example_inputs(2))
+        trial = self._needed(example_inputs(2))
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
         # The features then lack the norm's scale and shift, which are per client, too: `HeadLayout.scaled`.
@@ -87,17 +91,17 @@ class SweepModel:
         if sharding is not None:
             sharding.attach(self._model)
         if norm is not None:
-            check_norm(foundation, norm, self.features_of, example_inputs(2))
+            check_norm(foundation, norm, self.features_of, trial)
         # A sharded model cannot be cut without attaching the cut one to its shards.
-        check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
+        check_sweep(foundation, self.features_of, trial, cuts=sharding is None)
         if fuse_blocks and whole_blocks and not use_triton(foundation.head.weight):
-            self.fused += self._fuse(blocks, plain, self._whole(plain), example_inputs(2))
+            self.fused += self._fuse(blocks, plain, self._whole(plain), trial)
             self.fewest_first_token_samples = (
-                find_fewest_first_token_samples(foundation, self, example_inputs(2)) if self.fused else None
+                find_fewest_first_token_samples(foundation, self, trial) if self.fused else None
             )
         if fuse_blocks and kernel_blocks:
             left = [block for block in plain if blocks[block.position] is block]
-            self.fused += self._fuse(blocks, plain, self._of_kernels(left), example_inputs(2))
+            self.fused += self._fuse(blocks, plain, self._of_kernels(left), trial)
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
@@ -110,7 +114,7 @@ class SweepModel:
         inputs: ModelInputs,
         plan: SweepPlan,
         adapters: BankFactors,
-        dropout: DropoutKeys | None = None,
+        dropout: PassDropout | None = None,
         stand_ins: Sequence[LowRankMap] = (),
     ) -> Tensor:
         """Begin a pass, and return the head's inputs.
@@ -118,12 +122,10 @@ class SweepModel:
         They are [samples, features], for a language model [samples, tokens, features]. The pass ends with `backward` or
         `end_pass`; it ends here if it fails or no gradients are wanted.
         """
-        targets = len(self._foundation.adapter_layout.targets)
-        drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
-        self._context.running = Pass(plan, adapters, drops, stand_ins)
+        self._context.running = Pass(plan, adapters, {} if dropout is None else dropout.of, stand_ins)
         features: Tensor | None = None
         try:
-            features = self._model(**inputs).logits
+            features = self._model(**self._needed(inputs)).logits
         finally:
             if features is None or not features.requires_grad:
                 self.end_pass()
@@ -206,6 +208,10 @@ class SweepModel:
         with foundation.task.whole_head():
             pass
         self.backward(features.sum() * 0)
+
+    def _needed(self, inputs: ModelInputs) -> ModelInputs:
+        """The inputs without a mask that masks nothing but padding that is not read."""
+        return inputs if self._needs_mask else {name: tensor for name, tensor in inputs.items() if name != MASK}
 
     def _fuse(
         self,

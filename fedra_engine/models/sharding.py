@@ -116,6 +116,8 @@ class Sharding:
             )
         if config.execution.fused_blocks == "on":
             raise InputError("execution.fused_blocks: found on with a sharded model, expected auto or off")
+        if config.execution.cuda_graphs == "on":
+            raise InputError("execution.cuda_graphs: found on with a sharded model, expected off")
         if config.clients.devices:
             raise InputError(
                 "clients.devices: found some with a sharded model, whose costs are not counted, expected none"

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -136,16 +136,19 @@ class PassHeads:
         """`HeadLayout.scaled` of all samples of the pass, each by the norm of its head; backward fills `gradients`."""
         if layout.norm == 0:
             return features
-        used, rows = to_device(
-            [np.array(self.groups.host_slots), np.repeat(np.arange(len(self.groups)), self.groups.sizes)],
-            features.device,
-        )
+        used, rows = self._norm_rows
         sinks, norms = layout.norm_parameters(self.gradients), dict[str, Tensor]()
         for name, values in layout.norm_parameters(self.parameters).items():
             own = values.index_select(0, used).requires_grad_()
             own.register_hook(partial(_add_rows, sinks[name], used))
             norms[name] = own.index_select(0, rows)
         return layout.scaled(features.to(self.parameters.dtype), norms)
+
+    @cached_property
+    def _norm_rows(self) -> list[Tensor]:
+        """The rows of the banks that are used, and of these, by its position, that of each sample."""
+        owners = np.repeat(np.arange(len(self.groups)), self.groups.sizes)
+        return to_device([np.array(self.groups.host_slots), owners], self.parameters.device)
 
 
 def _add_rows(sink: Tensor, rows: Tensor, gradient: Tensor) -> None:

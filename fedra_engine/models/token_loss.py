@@ -112,15 +112,14 @@ class _TokenCrossEntropy(torch.autograd.Function):
         losses = torch.zeros(count, dtype=shares.dtype, device=before.device)
         gradient = torch.empty_like(before)
         for chunk in _chunks(len(before), weight):
-            logits = _logits(before[chunk], weight, bias)
             target = targets[chunk, None]
-            log_sums = logits.logsumexp(1, keepdim=True)
-            nll = (log_sums - logits.gather(1, target))[:, 0]
-            losses.index_add_(0, owners[chunk], nll * shares[chunk])
-            # d nll / d logits = softmax − one-hot, in the place of the logits.
-            slope = logits.sub_(log_sums).exp_()
-            slope.scatter_add_(1, target, torch.full_like(nll, -1)[:, None])
-            torch.mm(slope.to(weight.dtype), weight, out=gradient[chunk])
+            log_p = F.log_softmax(_logits(before[chunk], weight, bias), dim=1)
+            of_target = log_p.gather(1, target)
+            losses.index_add_(0, owners[chunk], -of_target[:, 0] * shares[chunk])
+            # d nll / d logits = softmax − one-hot.
+            slope = torch.exp(log_p, out=torch.empty_like(log_p, dtype=weight.dtype))
+            slope.scatter_(1, target, torch.expm1(of_target).to(slope.dtype))
+            torch.mm(slope, weight, out=gradient[chunk])
         ctx.save_for_backward(gradient, shares, owners)
         return losses
 

@@ -241,13 +241,11 @@ def _triton_backward(
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scale, None, 0, True)
     if grad_shrunk is not None and x is not None and grad_a is not None:
-        lora_grad_outer(
-            x, grad_shrunk, chunks.rows, partials, 0, 0, rank, True, 1.0, keys, threshold, *[None] * 4
-        )
+        lora_grad_outer(x, grad_shrunk, chunks.rows, partials, 0, 0, rank, True, 1.0, keys, threshold, *[None] * 4)
     if entries_a + entries_b:
         lora_grad_reduce(partials, chunks.groups, grad_a, grad_b)
     if grad_shrunk is not None and needs_grad_x:
-        spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
+        spans = groups.spans(gemm_tile(grad_y, rank).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
         grad_x = lora_gemm(
             [outputs], weight, None, grad_shrunk, [lora_a], [lora_a.shape[2]],

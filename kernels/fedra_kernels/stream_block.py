@@ -108,6 +108,8 @@ def stream_block(
     present = [adapter for layer in block.layers for adapter in layer.present]
     first_b = min((adapter.first_b for adapter in present), default=0)
     steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout), first_b)
+    # An evaluation keeps nothing either.
+    recompute = recompute or not torch.is_grad_enabled()
     hand_over = hand_over or GradientHandOver()
     follows = hand_over.follows(stream)
     result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, follows)
@@ -202,13 +204,13 @@ class _Kept:
 
 
 def _forward(
-    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend
+    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend, *, kept: bool
 ) -> tuple[_Kept, Tensor]:
-    """What is kept, and the activation; all but the MLP's last product."""
+    """What backward needs, and the activation; all but the MLP's last product. `kept`: for a backward pass."""
     x, first, shrunk_inputs = steps.normalize(source, index, block.norm1, block.attention_inputs)
     outputs = steps.product(x, block.attention_inputs, shrunk_inputs)
-    with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in block.attention_inputs.by_member(outputs)]
+    with torch.set_grad_enabled(kept):
+        leaves = [part.detach().requires_grad_(kept) for part in block.attention_inputs.by_member(outputs)]
         attended = attend(leaves)
     middle, shrunk_attended = steps.add_product(
         attended.detach(), block.attention_output, None, source, index, block.scale1, None, None
@@ -216,10 +218,9 @@ def _forward(
     x, second, shrunk_mlp = steps.normalize(middle, None, block.norm2, block.mlp_inputs)
     wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
     y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
-    kept = _Kept(
+    return _Kept(
         first, shrunk_inputs, leaves, attended, shrunk_attended, second, shrunk_mlp, wide, shrunk_output
-    )
-    return kept, y
+    ), y  # fmt: skip
 
 
 class _StreamBlock(torch.autograd.Function):
@@ -237,7 +238,7 @@ class _StreamBlock(torch.autograd.Function):
         follows: bool,
     ) -> Tensor:
         rows = stream_rows(stream)
-        kept, y = _forward(steps, rows, index, block, attend)
+        kept, y = _forward(steps, rows, index, block, attend, kept=not recompute)
         # A view would be copied by the next block, which writes to the stream.
         result = stream.new_empty(stream.shape) if index is None else stream
         steps.add_product(
@@ -258,7 +259,7 @@ class _StreamBlock(torch.autograd.Function):
         steps, block = ctx.steps, ctx.block
         index, *tensors = ctx.saved_tensors
         if ctx.lengths is None:
-            kept, _ = _forward(steps, tensors[0], None, block, ctx.core)
+            kept, _ = _forward(steps, tensors[0], None, block, ctx.core, kept=True)
         else:
             kept = _Kept.unpack(tensors, ctx.lengths, block, ctx.core)
         ctx.core = None
@@ -280,8 +281,7 @@ def _backward(
     output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
     of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
     of_y = steps.input_gradient(of_output, output, narrow)
-    of_x, narrow = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp)
-    steps.factor_gradient(kept.second, mlp, narrow)
+    of_x = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp, kept.second)
     of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
 
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
@@ -294,9 +294,7 @@ def _backward(
     result: Tensor | None = None
     if needs_stream:
         of_x = steps.input_gradient(of_members, block.attention_inputs, narrow)
-        result = steps.norm_gradient(
-            of_x, kept.first, of_middle, None, None if index is None else grad, index
-        )
+        result = steps.norm_gradient(of_x, kept.first, of_middle, None, None if index is None else grad, index)
     steps.finish()
     return result
 

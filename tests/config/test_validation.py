@@ -256,12 +256,14 @@ def test_only_the_reference_draws_bound_the_seed() -> None:
     validate(config)
 
 
-def test_quantized_blocks_are_not_fused_and_have_no_products_in_float64_of_four_bits() -> None:
+def test_quantized_blocks_are_not_fused_or_captured_and_have_no_products_in_float64_of_four_bits() -> None:
     validate(changed("model.load_in", "8bit", **{"model.dtype": "float64", "execution.fused_blocks": "off"}))
     with pytest.raises(InputError, match=r"model\.load_in: found 4bit with model\.dtype float64"):
         validate(changed("model.load_in", "4bit", **{"model.dtype": "float64"}))
     with pytest.raises(InputError, match=r"execution\.fused_blocks: found on with model\.load_in 4bit, expected auto"):
         validate(changed("model.load_in", "4bit", **{"execution.fused_blocks": "on"}))
+    with pytest.raises(InputError, match=r"execution\.cuda_graphs: found on with model\.load_in 4bit, expected off"):
+        validate(changed("model.load_in", "4bit", **{"execution.cuda_graphs": "on"}))
 
 
 def test_a_trace_has_no_place_for_what_is_drawn_while_training() -> None:

@@ -64,8 +64,9 @@ def test_only_the_last_answer_is_learnt(
     found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model", start + TEMPLATE), settings())
     texts = {}
     for samples in (found.train, found.test):
-        inputs, labels, _ = samples.batch(torch.arange(len(samples.domains)), torch.device("cpu"), torch.float32)
-        for ids, mask, own in zip(inputs["input_ids"], inputs["attention_mask"], labels, strict=True):
+        every = torch.arange(len(samples.domains))
+        inputs = samples.inputs(every, torch.device("cpu"), torch.float32)
+        for ids, mask, own in zip(inputs["input_ids"], inputs["attention_mask"], samples.labels, strict=True):
             texts[tuple(ids[mask.bool()].tolist())] = own[own != -100].tolist()
     assert texts[tuple(tokens(expected))] == tokens(learnt)
 

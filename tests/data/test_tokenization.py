@@ -57,8 +57,12 @@ def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> 
     assert inputs["input_ids"].tolist() == [tokens("[CLS] d [SEP] [PAD] [PAD]"), tokens("[CLS] a b c [SEP]")]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert labels.tolist() == [1, 0]
-    longest = found.train.inputs(torch.tensor([2]), CPU, torch.float32)
-    assert longest["input_ids"].tolist() == [tokens("[CLS] e f g h [SEP]")]
+    longest, alone = torch.tensor([2]), [tokens("[CLS] e f g h [SEP]")]
+    assert found.train.inputs(longest, CPU, torch.float32)["input_ids"].tolist() == alone
+    # Decoders wait for the GPU to see that a mask masks nothing.
+    assert {name: ids.tolist() for name, ids in found.train.batch(longest, CPU, torch.float32).inputs.items()} == {
+        "input_ids": alone
+    }
     assert found.test.labels.tolist() == [1]
     # Models that classify by the last token have to know what comes behind it.
     assert [MODEL.pad_token_id] == tokens("[PAD]")
@@ -82,8 +86,11 @@ def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str,
     assert inputs["input_ids"].tolist() == [tokens(expected)]
     assert [label for label in labels[0].tolist() if label != -100] == tokens(learnt)
     assert labels[0, labels[0] != -100].tolist() == inputs["input_ids"][0, labels[0] != -100].tolist()
-    both, padded, learnt_tokens = found.train.batch(torch.tensor([0, 1]), CPU, torch.float32)
-    assert both["attention_mask"][1].tolist() == [1] * 4 + [0] * (padded.shape[1] - 4)
+    both = torch.tensor([0, 1])
+    _, padded, learnt_tokens = found.train.batch(both, CPU, torch.float32)
+    assert found.train.inputs(both, CPU, torch.float32)["attention_mask"][1].tolist() == [1] * 4 + [0] * (
+        padded.shape[1] - 4
+    )
     assert padded[1].tolist() == [-100, -100, *tokens("b </s>")] + [-100] * (padded.shape[1] - 4)
     assert torch.equal(found.train.labels[:, : padded.shape[1]], padded)
     assert (found.train.labels[:, padded.shape[1] :] == -100).all()
@@ -224,7 +231,7 @@ def test_texts_of_which_no_token_is_left_are_named_or_skipped(tmp_path: Path) ->
         prepare(data, DataConfig(), str(tmp_path), MODEL)
     prepared = prepare(data, DataConfig(unreadable="skip"), str(tmp_path), MODEL)
     assert len(prepared.data) == 3
-    inputs, *_ = prepared.train.batch(torch.arange(len(prepared.train.domains)), CPU, torch.float32)
+    inputs = prepared.train.inputs(torch.arange(len(prepared.train.domains)), CPU, torch.float32)
     assert inputs["attention_mask"].sum(1).min() > 0
 
 

@@ -79,6 +79,7 @@ def test_a_configuration_that_contradicts_the_experiment_is_refused(settings: di
         ({"model": ModelConfig(load_in="8bit")}, "model.load_in: found 8bit with a sharded model, expected null"),
         ({"lora": LoraConfig(modules_to_save=["norm"])}, r"lora\.modules_to_save: found \['norm'\] with a shard"),
         ({"execution": ExecutionConfig(fused_blocks="on")}, "execution.fused_blocks: found on with a sharded model"),
+        ({"execution": ExecutionConfig(cuda_graphs="on")}, "execution.cuda_graphs: found on with a sharded model"),
         (
             {"model": ModelConfig(dtype="bfloat16"), "settings": {"bf16": {"enabled": False}}},
             "deepspeed.bf16.enabled: found False with model.dtype bfloat16",

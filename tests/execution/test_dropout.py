@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, pass_dropout
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, PassDropout
 from fedra_engine.execution.plan import plan_groups
 from fedra_kernels import dropout_mask
 from tests.tiny import make_tiny
@@ -34,11 +34,17 @@ def test_a_clients_keys_do_not_depend_on_the_others_in_the_pass() -> None:
 def test_every_target_of_every_block_gets_the_keys_of_its_holders() -> None:
     slots = np.array([[0, -1, -1], [1, -1, 2], [3, -1, 4]])
     plan = plan_groups(make_tiny("vit", LoraConfig(target_modules=["fc1"])), [2, 1, 4], slots)
-    keys = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=[0, 3, 1])
-    dropout = pass_dropout(keys, plan, 2)
-    for target in range(2):
-        assert dropout[0, target].keys.tolist() == keys.at(0, target).tolist()
-        assert dropout[2, target].keys.tolist() == keys.at(2, target)[1:].tolist()
+    dropout = PassDropout(0.5, plan, 2)
+    addresses = {site: drop.keys.data_ptr() for site, drop in dropout.of.items()}
+    assert set(addresses) == {(block, target) for block in (0, 2) for target in range(2)}
+    for steps in ([0, 3, 1], [1, 4, 2]):
+        keys = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=steps)
+        dropout.set_keys(keys)
+        for target in range(2):
+            assert dropout.of[0, target].keys.tolist() == keys.at(0, target).tolist()
+            assert dropout.of[2, target].keys.tolist() == keys.at(2, target)[1:].tolist()
+    # A captured step reads them where they were.
+    assert {site: drop.keys.data_ptr() for site, drop in dropout.of.items()} == addresses
 
 
 def test_masks_are_those_of_earlier_versions() -> None:

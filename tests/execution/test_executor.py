@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig, LoraConfig
+from fedra_engine.execution import executor
 from fedra_engine.execution.executor import make_executor, make_sweep_model
+from fedra_engine.execution.memory import LaneMemory
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
+from tests.tiny_federation import SAMPLE_COUNTS, SGD, make_setting
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,26 @@ def test_an_executor_has_the_lanes_that_it_is_asked_for(asked: str, kind: type, 
     foundation = make_tiny("vit", lora)
     config = ExperimentConfig(lora=lora, execution=ExecutionConfig(executor=asked, lanes=3))
     model = make_sweep_model(config.execution, foundation, samples, None)
-    executor = make_executor(config, foundation, model, samples, 6, 1, None)
-    assert type(executor) is kind
-    assert executor.lanes == lanes
+    made = make_executor(config, foundation, model, samples, 6, 1, None)
+    assert type(made) is kind
+    assert made.lanes == lanes
+
+
+def test_with_graphs_a_lane_has_the_memory_of_a_step_twice_and_only_training_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = make_setting("vit", SGD)
+    samples, asked = make_samples("vit", sum(SAMPLE_COUNTS)), dict[str, LaneMemory]()
+    for graphs in ("off", "on"):
+
+        def choose(lanes: object, memory: LaneMemory, *others: object, graphs: str = graphs) -> int:
+            asked[graphs] = memory
+            return 2
+
+        monkeypatch.setattr(executor, "choose_lanes", choose)
+        config = ExperimentConfig(lora=setting.lora, execution=ExecutionConfig(cuda_graphs=graphs))
+        model = make_sweep_model(config.execution, setting.foundation, samples, None)
+        made = make_executor(config, setting.foundation, model, samples, 6, 1, None)
+    assert asked["on"] == replace(asked["off"], activations=2 * asked["off"].activations)
+    with pytest.raises(InputError, match=r"^execution\.cuda_graphs: found on with the device cpu, expected off$"):
+        next(iter(made.train(*setting.work(0, np.arange(6)), setting.state())))

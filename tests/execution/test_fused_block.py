@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.block_parts import match_parts
-from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.dropout import DropoutKeys, PassDropout
 from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -50,10 +50,12 @@ def run(
     )
     gradients = torch.zeros_like(bank)
     adapters = BankFactors(foundation.adapter_layout, bank, gradients)
-    keys = DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]) if dropout else None
     slots = np.where(HELD, np.arange(HELD.size).reshape(HELD.shape), -1)
     plan = plan_groups(foundation, SIZES, slots)
-    features = model.features(inputs, plan, adapters, keys)
+    drops = PassDropout(dropout, plan, len(foundation.adapter_layout.targets)) if dropout else None
+    if drops is not None:
+        drops.set_keys(DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]))
+    features = model.features(inputs, plan, adapters, drops)
     # Of norms of features alone the gradient would almost vanish, and be of rounding.
     (features * torch.linspace(-1, 1, features.numel(), dtype=features.dtype).view(features.shape)).sum().backward()
     return model.fused, features.detach(), gradients

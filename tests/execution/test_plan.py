@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedra_engine.execution.plan import ExitCopy, RequestedTables, StepTables, S
 from fedra_engine.models.foundation import Foundation
 from tests.execution.test_assignments import EXITS, early_exits
 from tests.tiny import make_tiny
-from tests.tiny_federation import SGD, make_setting
+from tests.tiny_federation import SAMPLE_COUNTS, SGD, make_setting
 
 SLOTS = np.array([[1, -1, 0], [2, -1, -1]])
 
@@ -81,19 +82,45 @@ def test_a_step_lists_each_clients_slots_and_heads() -> None:
     pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=3)
     pool.refill()
     lanes = pool.in_training()
-    lanes[0].step = 1
+    taken = [lane.batch.tolist() for lane in lanes]
     tables = StepTables(lanes, setting.foundation, assignment, RequestedTables())
-    assert tables.steps.tolist() == [1, 0, 0]
-    assert tables.fits(lanes)
+    assert tables.steps.tolist() == [0, 0, 0]
     assert tables.exits is None
-    assert tables.samples.tolist() == [len(lane.batch) for lane in lanes]
+    assert tables.samples.tolist() == tables.sizes == [len(lane.batch) for lane in lanes]
     for position, lane in enumerate(lanes):
         assert tables.slots[tables.slot_owners == position].tolist() == lane.trained_slots.tolist()
         held = [rows is not None and position in rows.clients.tolist() for rows in tables.plan.blocks]
         assert held == assignment.held[lane.row].tolist()
-    ragged = next(lane for lane in lanes if len(lane.batches[-1]) != len(lane.batches[0]))
-    ragged.step = len(ragged.batches) - 1
-    assert not tables.fits(lanes)
+    batch = tables.next_batch()
+    assert batch.rows.tolist() == [row for rows in taken for row in rows]
+    assert batch.steps.tolist() == [0, 0, 0]
+
+
+def test_tables_serve_the_steps_until_a_client_ends_or_a_batch_has_another_size() -> None:
+    setting = make_setting("vit", replace(SGD, batch_size=2, local_epochs=2))
+    work, assignment = setting.work(0, np.arange(6))
+    pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=2)
+    pool.refill()
+    served = []
+    while lanes := pool.in_training():
+        tables = StepTables(lanes, setting.foundation, assignment, RequestedTables())
+        before = [(lane.client, lane.step) for lane in lanes]
+        assert tables.clients.tolist() == [client for client, _ in before]
+        for step in range(count := tables.left):
+            batch = tables.next_batch()
+            assert batch.steps.tolist() == [first + step for _, first in before]
+            expected = [lane.batches[first + step] for lane, (_, first) in zip(lanes, before, strict=True)]
+            assert batch.rows.tolist() == np.concatenate(expected).tolist()
+            assert tables.sizes == [len(rows) for rows in expected]
+        assert not tables.left
+        assert [lane.step for lane in lanes] == [first + count for _, first in before]
+        # No further step would have done.
+        assert any(lane.step == len(lane.batches) for lane in lanes) or tables.sizes != [len(x.batch) for x in lanes]
+        served.append((count, tables.sizes))
+        pool.take_finished()
+        pool.refill()
+    assert max(count for count, _ in served) > 1
+    assert sum(count * sum(sizes) for count, sizes in served) == 2 * sum(SAMPLE_COUNTS)
 
 
 def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
@@ -105,8 +132,8 @@ def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
     lanes = pool.in_training()
     tables = StepTables(lanes, setting.foundation, assignment, RequestedTables())
     assert tables.exits is not None
-    samples = np.concatenate([lane.batch for lane in tables.groups])
     own = np.concatenate([lane.batch for lane in lanes])
+    samples = tables.next_batch().rows
     rows, present = tables.exits.rows.numpy(), tables.exits.present.numpy()
     assert (samples[rows] == own[:, None])[present].all()
     counts = np.array([len(lane.exits) for lane in lanes])

@@ -79,6 +79,13 @@ class StreamCase:
         weights = torch.softmax(q @ k.transpose(2, 3) * HEAD**-0.5, dim=-1)
         return (weights @ v).transpose(1, 2).reshape(rows, -1)
 
+    def flash_attend(self, projected: Sequence[Tensor]) -> Tensor:
+        """The same without norms of heads, by torch's op."""
+        rows = projected[0].shape[0]
+        q, k, v = (part.reshape(rows // TOKENS, TOKENS, -1, HEAD).transpose(1, 2) for part in projected)
+        attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+        return attended.transpose(1, 2).reshape(rows, -1)
+
     def run(
         self,
         *,
@@ -110,11 +117,10 @@ class StreamCase:
         leaf, bank = wide.stream.requires_grad_(), wide.bank.requires_grad_()
         out = leaf
         for _ in range(times):
-            out = stream_block_reference(
-                out, wide.index, wide.block, wide.attend, bank, wide.groups, wide.dropout
-            )
+            out = stream_block_reference(out, wide.index, wide.block, wide.attend, bank, wide.groups, wide.dropout)
         (out * wide.upstream).sum().backward()
-        assert leaf.grad is not None and bank.grad is not None
+        assert leaf.grad is not None
+        assert bank.grad is not None
         first_b = min((a.first_b for layer in wide.block.layers for a in layer.present), default=0)
         frozen = {"both": slice(0, 0), "A": slice(first_b, None), "B": slice(0, first_b)}[trains]
         bank.grad[:, frozen] = 0.0

@@ -1,9 +1,12 @@
 """Every kernel and configuration compiles for each architecture and keeps within what its GPUs offer."""
 
+import re
+
 import pytest
 
 from benchmarks.kernels import aot_cases
-from benchmarks.kernels.aot import ARCHITECTURES
+from benchmarks.kernels.aot import ARCHITECTURES, compile_only
+from fedra_kernels._kernels import lora_gemm, lora_single_pass, product_forms
 from fedra_kernels._kernels.configs import choose, shape_class
 
 from .helpers import kernel_modules, kernel_names
@@ -25,6 +28,11 @@ STREAMING = {
 NARROWER_LOADS = {"aggregate_kernel": 0.5}
 # One number a row; two numbers beside the row itself.
 NARROWER_STORES = {"squared_norms_kernel": 0.0, "gather_norm_kernel": 0.6}
+# Of shared memory, for two programs on a multiprocessor of sm_90 or sm_100.
+MOST_SHARED_BY_TWO = 113 * 1024
+TENSOR_LOAD, TENSOR_STORE = (
+    rf"cp\.async\.bulk\.tensor\.2d\.{places}\b" for places in (r"shared::\w+\.global", r"global\.shared::\w+")
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -70,3 +78,32 @@ def test_kernels_stay_within_the_limits_of_each_architecture(architecture, monke
         faults += [f"{what}: {case.name}: {need}" for what, holds in checks.items() if not holds]
     assert not faults, "\n".join(faults)
     assert any(need.half_dots for _, need in measured)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_form_of_a_product_is_compiled_and_has_what_chose_it(architecture, monkeypatch):
+    """TMA loads and stores where the tile asks for them; programs of four warps fit a multiprocessor in pairs."""
+    taken = []
+
+    def recorded(*arguments):
+        taken.append(product_forms.choose_form(*arguments))
+        return taken[-1]
+
+    for module in (lora_gemm, lora_single_pass):
+        monkeypatch.setattr(module, "choose_form", recorded)
+    with compile_only(architecture) as compilation:
+        for case in aot_cases.cases():
+            if case.name.startswith(("lora_linear", "products")):
+                case.call()
+    kernels = [compiled for name, compiled in compilation.kernels if name.startswith(("lora_gemm", "lora_single"))]
+    loads, stores = set(), set()
+    for form, compiled in zip(taken, kernels, strict=True):
+        program = compiled.asm.get("ptx", "")
+        loads |= {form} if re.search(TENSOR_LOAD, program) else set()
+        stores |= {form} if re.search(TENSOR_STORE, program) else set()
+        if form.tile.descriptors and form.tile.warps == 4:
+            assert compiled.metadata.shared <= MOST_SHARED_BY_TWO, form
+    tables = (product_forms.GEMM_FORMS, product_forms.DROPOUT_FORMS, product_forms.SINGLE_PASS_FORMS)
+    forms = {form for table in tables for some in table[architecture].values() for form in some}
+    assert forms == set(taken), "forms that no case compiles"
+    assert loads == stores == {form for form in forms if form.tile.descriptors}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from fedra_engine.execution.memory import saved_bytes
 from fedra_kernels import GradientHandOver, stream_block
+from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 from .cases import assert_close
 from .stream_cases import KINDS, stream_case
@@ -70,6 +73,21 @@ def test_a_gradient_that_others_hold_is_not_written_to() -> None:
         assert torch.equal(found, expected)
 
 
+def test_without_a_backward_pass_nothing_is_kept() -> None:
+    case = stream_case("vit")
+    needed = []
+
+    def attend(projected: Sequence[torch.Tensor]) -> torch.Tensor:
+        needed.extend(part.requires_grad for part in projected)
+        return case.attend(projected)
+
+    arguments = (case.index, case.block, attend, case.bank.requires_grad_(), None, case.groups)
+    with torch.no_grad():
+        stream_block(case.stream.clone(), *arguments)
+    stream_block(case.stream.clone(), *arguments)
+    assert needed == [False] * 3 + [True] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -89,3 +107,32 @@ def test_bad_arguments_are_named(name: str, changes: dict[str, Any]) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=f"^{name}: found .*expected"):
         stream_block(**(arguments | changes))
+
+
+@pytest.mark.parametrize(("name", "wide"), [("vit", 40), ("llama", 80)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_only_what_cannot_be_computed_again_is_kept(name: str, wide: int, recompute: bool) -> None:
+    """Rows that went in, query, key and value, what attention made of them, the rows between, and the MLP's first
+    outputs; not the outputs of norms, nor that of the activation."""
+    case = stream_case(name, dtype=torch.bfloat16)
+    rows, rank, bank = case.groups.rows, case.kind.rank, case.bank.requires_grad_()
+    stream = case.stream.requires_grad_() * 1.0
+    # torch's own attention keeps its operands and its result.
+    attend = case.flash_attend
+    parameters = [part for layer in case.block.layers for part in (layer.weight, layer.bias)]
+    norms = [part for norm in (case.block.norm1, case.block.norm2) for part in (norm.weight, norm.bias)]
+    excluded = [tensor for tensor in (*parameters, *norms, case.index, case.bank) if tensor is not None]
+
+    def run() -> torch.Tensor:
+        return stream_block(
+            stream, case.index, case.block, attend, bank, torch.zeros(bank.shape), case.groups, recompute=recompute
+        )
+
+    with launches_taken_by(StandIn("sm_90")):
+        kept = saved_bytes(run, excluded)
+    features, queries, projected = 24, 24, sum(case.block.attention_inputs.widths)
+    of_rows = 2 * features if recompute else 2 * (2 * features + projected + queries + wide)
+    moments, shrunk = 4 * 4, 2 * rank * sum(len(layer.present) for layer in case.block.layers)
+    log_sums = 4 * 3
+    expected = of_rows if recompute else of_rows + moments + shrunk + log_sums
+    assert kept == rows * expected

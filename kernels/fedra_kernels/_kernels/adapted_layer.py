@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class AdaptedLayer:
         for adapter in present:
             if not 1 <= adapter.rank <= MAX_RANK:
                 raise ValueError(f"adapters: found rank {adapter.rank}, expected 1 to {MAX_RANK}")
-        for before, after in zip(present, present[1:], strict=False):
+        for before, after in pairwise(present):
             if (after.rank, after.scale) != (before.rank, before.scale):
                 raise ValueError("adapters: found different ranks or scales, expected one of each in a layer")
             if after.first_a != before.first_a + before.rank * self.inputs:

@@ -18,11 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import dot_precision, in_place, launch, register
-from .configs import ConfigTable, Tile, any_rank, choose, rank_step
-from .counter_hash import keep_entries, row_seeds
+from .configs import Tile, rank_step
+from .low_rank_tiles import add_low_rank, drop_entries
+from .product_forms import DROPOUT_FORMS, GEMM_FORMS, choose_form, form_tile, padded_columns, programs
 from .row_tables import load_filled, load_span
 from .tile_loads import add_product, product_operands
-from .tile_stores import finish_tile
+from .tile_stores import halves, output_descriptor, store_tile
 
 _ARGUMENTS = (
     "Tensor[] x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor?[] expand, int[] widths, Tensor spans, "
@@ -34,29 +35,10 @@ ONTO_SCHEMA = f"lora_gemm_onto(Tensor(a!) out, Tensor? out_index, {_ARGUMENTS}) 
 MOST_SEGMENTS = 3
 """Of the output's columns."""
 
-CONFIGS: ConfigTable = {
-    "sm_80": any_rank(Tile(128, 128, 64, 8, 4), Tile(64, 64, 16, 8, 3)),
-    "sm_90": any_rank(Tile(128, 256, 64, 8, 3, True), Tile(64, 64, 16, 8, 3)),
-    "sm_100": any_rank(Tile(128, 256, 64, 8, 3, True), Tile(64, 64, 16, 8, 3)),
-    "gfx942": any_rank(Tile(128, 128, 32, 8, 2), Tile(64, 64, 16, 8, 2)),
-    "small": any_rank(Tile(64, 128, 64, 4, 3), Tile(64, 64, 16, 8, 2)),
-    "interpreter": any_rank(Tile(32, 32, 32, 4, 1, True), Tile(32, 32, 32, 4, 1)),
-}
 
-# The mask of the input gradient lives beside the accumulator.
-DROPOUT_CONFIGS: ConfigTable = {
-    "sm_80": any_rank(Tile(128, 64, 64, 8, 4), Tile(64, 64, 16, 8, 3)),
-    "sm_90": any_rank(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 8, 2)),
-    "sm_100": any_rank(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 8, 3)),
-    "gfx942": any_rank(Tile(128, 64, 32, 8, 2), Tile(64, 64, 16, 8, 2)),
-    "small": any_rank(Tile(64, 64, 64, 4, 3), Tile(64, 64, 16, 8, 2)),
-    "interpreter": any_rank(Tile(32, 32, 32, 4, 1, True), Tile(32, 32, 32, 4, 1)),
-}
-
-
-def gemm_tile(x: Tensor, rank: int, dropout: bool = False) -> Tile:
-    """The tile of `lora_gemm`."""
-    return choose(DROPOUT_CONFIGS if dropout else CONFIGS, x, rank)
+def gemm_tile(x: Tensor, rank: int) -> Tile:
+    """A tile of `lora_gemm`: all that it may take for a dtype and rank have as many rows."""
+    return form_tile(GEMM_FORMS, x, rank)
 
 
 @triton.jit
@@ -66,24 +48,6 @@ def swizzled_tile(program, row_tiles, column_tiles, GROUP: tl.constexpr):
     first = program // width * GROUP
     size = min(row_tiles - first, GROUP)
     return first + program % width % size, program % width // size
-
-
-@triton.jit
-def expand_operands(shrunk, own, ptr, columns, ranks, stride_n, stride_r, N, RANK: tl.constexpr):
-    """The group's own rows of S and its factor as [ranks, columns]; zeros in the rows of other groups.
-
-    Those rows meet the factor as zeros times its entries: with an infinite entry of a client that diverged,
-    they would turn to NaN. So the factor goes without its non-finite entries, and the client's own rows are
-    made NaN.
-    """
-    mask = (ranks < RANK)[:, None] & (columns < N)[None, :]
-    offsets = columns.to(tl.int64)[None, :] * stride_n + ranks[:, None] * stride_r
-    factor = tl.load(ptr + offsets, mask=mask, other=0.0)
-    wide = factor.to(tl.float32)
-    finite = tl.abs(wide) < float("inf")
-    broken = tl.max(tl.max(tl.where(finite, 0, 1), axis=1), axis=0) > 0
-    shrunk = tl.where(own[:, None], tl.where(broken, float("nan"), shrunk.to(tl.float32)), 0.0)
-    return shrunk.to(factor.dtype), tl.where(finite, wide, 0.0).to(factor.dtype)
 
 
 @triton.jit
@@ -105,121 +69,134 @@ def of_segment(segment, first, second, third):
     return tl.where(segment == 0, first, tl.where(segment == 1, second, third))
 
 
+@triton.jit
+def product_tile(
+    tile, x0, x1, x2, weight, tables, bank, ending, row_tiles, keys_ptr, threshold,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
+    SHRUNK0: tl.constexpr, SHRUNK1: tl.constexpr, SHRUNK2: tl.constexpr, SHRUNK: tl.constexpr,
+    RANK: tl.constexpr, RANK_STEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
+    PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    """One tile of y; see `lora_gemm_kernel`."""
+    tile_m, tile_n = swizzled_tile(
+        tile, row_tiles, tl.cdiv(N0, BLOCK_N) + tl.cdiv(N1, BLOCK_N) + tl.cdiv(N2, BLOCK_N), 8
+    )
+    segment, segment_start, width, first_column = column_tile(tile_n, N0, N1, N2, BLOCK_N)
+    first_row, start = tile_m * BLOCK_M, segment_start + first_column
+    # The tables are read here, so that the low-rank product waits for nothing but its operands.
+    spans_ptr, filled_ptr = tables
+    first, end = load_span(spans_ptr, tile_m)
+    group_start, group_end, slot, _ = load_filled(filled_ptr, first)
+
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    total = add_product(
+        total, x0, x1, x2, weight, first_row, start, ending[0],
+        K0, K1, K2, N0 + N1 + N2, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+    shrunk_ptr, expand0_ptr, expand1_ptr, expand2_ptr, stride_slot, stride_n, stride_r, scale = bank
+    shrunk_column = of_segment(segment, SHRUNK0, SHRUNK1, SHRUNK2)
+    expand_ptr = of_segment(segment, expand0_ptr, expand1_ptr, expand2_ptr)
+    adapted = shrunk_column >= 0
+    adapter = (shrunk_ptr, shrunk_column, adapted, expand_ptr, width, stride_slot, stride_n, stride_r, scale)
+    groups, first_group = (filled_ptr, first, tl.where(adapted, end, first)), (group_start, group_end, slot)
+    end_tile(
+        total, adapter, groups, first_group, ending, keys_ptr, threshold, first_row, first_column, segment_start, width,
+        N0 + N1 + N2, SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, PARTS,
+        SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def end_tile(
+    total, adapter, groups, first_group, ending, keys_ptr, threshold, first_row, first_column, segment_start, width,
+    N: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, RANK_STEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr,
+    SEPARATE: tl.constexpr, PRECISION: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    """Add the low-rank product to the frozen one and store the tile."""
+    if SEPARATE and PARTS > 1:
+        left, right = halves(total, BLOCK_M, BLOCK_N)
+        end_tile(
+            left, adapter, groups, first_group, ending, keys_ptr, threshold,
+            first_row, first_column, segment_start, width, N, SHRUNK, RANK, RANK_STEP,
+            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+        )  # fmt: skip
+        end_tile(
+            right, adapter, groups, first_group, ending, keys_ptr, threshold,
+            first_row, first_column + BLOCK_N // 2, segment_start, width, N, SHRUNK, RANK, RANK_STEP,
+            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+        )  # fmt: skip
+    else:
+        low = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SEPARATE else total
+        low = add_low_rank(
+            low, adapter, groups, first_group, first_row, first_column,
+            SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, SCALED, PRECISION,
+        )  # fmt: skip
+        if DROPOUT:
+            low = drop_entries(low, keys_ptr, threshold, groups, first_row, first_column, BLOCK_M, BLOCK_N)
+        if SEPARATE:
+            low += total
+        store_tile(
+            low, first_row, segment_start + first_column, segment_start + width, ending,
+            N, BLOCK_M, BLOCK_N, PARTS, OUT_DESCRIPTOR,
+        )  # fmt: skip
+
+
 @triton.jit(
     do_not_specialize=[
-        "spans_ptr", "filled_ptr", "keys_ptr", "out_index_ptr", "residual_index_ptr",
-        "rows", "row_tiles", "out_rows", "residual_rows",
+        "spans_ptr",
+        "filled_ptr",
+        "keys_ptr",
+        "out_index_ptr",
+        "residual_index_ptr",
+        "rows",
+        "row_tiles",
+        "out_rows",
+        "residual_rows",
     ]
-)  # fmt: skip
+)
 def lora_gemm_kernel(
-    x0,
-    x1,
-    x2,
-    weight,
-    bias_ptr,
-    shrunk_ptr,
-    expand0_ptr,
-    expand1_ptr,
-    expand2_ptr,
-    y_ptr,
-    spans_ptr,
-    filled_ptr,
-    keys_ptr,
-    out_index_ptr,
-    residual_ptr,
-    residual_index_ptr,
-    column_scale_ptr,
-    rows,
-    row_tiles,
-    out_rows,
-    residual_rows,
-    stride_slot,
-    stride_expand_n,
-    stride_expand_r,
-    scale,
-    threshold,
-    N0: tl.constexpr,
-    N1: tl.constexpr,
-    N2: tl.constexpr,
-    K0: tl.constexpr,
-    K1: tl.constexpr,
-    K2: tl.constexpr,
-    SHRUNK0: tl.constexpr,
-    SHRUNK1: tl.constexpr,
-    SHRUNK2: tl.constexpr,
-    SHRUNK: tl.constexpr,
-    RANK: tl.constexpr,
-    RANK_STEP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    SCALED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-):
-    """One program makes one tile of y.
+    x0, x1, x2, weight, bias_ptr, shrunk_ptr, expand0_ptr, expand1_ptr, expand2_ptr, y,
+    spans_ptr, filled_ptr, keys_ptr, out_index_ptr, residual_ptr, residual_index_ptr, column_scale_ptr,
+    rows, row_tiles, out_rows, residual_rows, stride_slot, stride_expand_n, stride_expand_r, scale, threshold,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
+    SHRUNK0: tl.constexpr, SHRUNK1: tl.constexpr, SHRUNK2: tl.constexpr, SHRUNK: tl.constexpr,
+    RANK: tl.constexpr, RANK_STEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
+    PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """A program makes one tile of y, or walks over tiles where PERSISTENT.
 
     SHRUNK is the number of columns of S, SHRUNK0 to SHRUNK2 the first one of each segment, -1 for none.
     """
-    N: tl.constexpr = N0 + N1 + N2
-    K: tl.constexpr = K0 + K1 + K2
-    column_tiles = tl.cdiv(N0, BLOCK_N) + tl.cdiv(N1, BLOCK_N) + tl.cdiv(N2, BLOCK_N)
-    tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, column_tiles, 8)
-    segment, segment_start, width, first_column = column_tile(tile_n, N0, N1, N2, BLOCK_N)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = first_column + tl.arange(0, BLOCK_N)
-    row_offset = row.to(tl.int64)
-
-    # The low-rank product comes first: scale and dropout act on it while it is alone in the accumulator.
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    seeds = tl.zeros((BLOCK_M,), tl.uint32)
-    first, end = load_span(spans_ptr, tile_m)
-    shrunk_column = of_segment(segment, SHRUNK0, SHRUNK1, SHRUNK2)
-    end = tl.where(shrunk_column < 0, first, end)
-    expand_ptr = of_segment(segment, expand0_ptr, expand1_ptr, expand2_ptr)
-    for index in range(first, end):
-        group_start, group_end, slot, group = load_filled(filled_ptr, index)
-        own = (row >= group_start) & (row < group_end)
-        factor_ptr = expand_ptr + slot * stride_slot
-        for piece in range(0, RANK, RANK_STEP):
-            rank = piece + tl.arange(0, RANK_STEP)
-            shrunk = tl.load(
-                shrunk_ptr + row_offset[:, None] * SHRUNK + shrunk_column + rank[None, :],
-                mask=own[:, None] & (rank < RANK)[None, :],
-                other=0.0,
-            )
-            shrunk, factor = expand_operands(
-                shrunk, own, factor_ptr, column, rank, stride_expand_n, stride_expand_r, width, RANK
-            )
-            total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
-        if DROPOUT:
-            seeds = tl.where(own, row_seeds(keys_ptr, group, row - group_start), seeds)
-    if SCALED:
-        total *= scale
-    if DROPOUT:
-        total = tl.where(keep_entries(seeds, column, threshold), total, 0.0)
-
-    first_row, start = tile_m * BLOCK_M, segment_start + first_column
-    total = add_product(
-        total, x0, weight, first_row, start, rows,
-        0, K0, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    program = tl.program_id(0)
+    tables = (spans_ptr, filled_ptr)
+    bank = (
+        shrunk_ptr, expand0_ptr, expand1_ptr, expand2_ptr, stride_slot, stride_expand_n, stride_expand_r, scale
     )  # fmt: skip
-    if K1 > 0:
-        total = add_product(
-            total, x1, weight, first_row, start, rows,
-            K0, K1, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    if K2 > 0:
-        total = add_product(
-            total, x2, weight, first_row, start, rows,
-            K0 + K1, K2, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    finish_tile(
-        total, row, segment_start + column, column < width, rows, y_ptr, out_index_ptr, out_rows,
-        bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows, N,
+    ending = (
+        rows, y, out_index_ptr, out_rows, bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows
     )  # fmt: skip
+    if PERSISTENT:
+        tiles = row_tiles * (tl.cdiv(N0, BLOCK_N) + tl.cdiv(N1, BLOCK_N) + tl.cdiv(N2, BLOCK_N))
+        for tile in tl.range(program, tiles, tl.num_programs(0), flatten=True, disallow_acc_multi_buffer=True):
+            product_tile(
+                tile, x0, x1, x2, weight, tables, bank, ending, row_tiles, keys_ptr, threshold,
+                N0, N1, N2, K0, K1, K2, SHRUNK0, SHRUNK1, SHRUNK2, SHRUNK, RANK, RANK_STEP,
+                BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, DROPOUT, SEPARATE,
+                PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
+            )  # fmt: skip
+    else:
+        product_tile(
+            program, x0, x1, x2, weight, tables, bank, ending, row_tiles, keys_ptr, threshold,
+            N0, N1, N2, K0, K1, K2, SHRUNK0, SHRUNK1, SHRUNK2, SHRUNK, RANK, RANK_STEP,
+            BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, DROPOUT, SEPARATE,
+            PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
+        )  # fmt: skip
 
 
 def _output(x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, shrunk: Tensor, *rest: Any) -> Tensor:
@@ -284,18 +261,21 @@ def _launch(
 ) -> None:
     factors = [factor for factor in expand if factor is not None]
     rank = shrunk.shape[1] // len(factors)
-    tile = gemm_tile(shrunk, rank, keys is not None)
-    operands = product_operands(tile, x, weight, transposed)
-    slot_stride, *expand_strides = factors[0].stride()
+    form = choose_form(GEMM_FORMS if keys is None else DROPOUT_FORMS, rank, x, weight, widths)
+    operands = product_operands(form.tile, x, weight, transposed)
+    straddling = padded_columns(form.tile, widths[:-1]) != sum(widths[:-1])
+    output = None if straddling else output_descriptor(form, y, shrunk.shape[0], y_index)
+    strides = factors[0].stride()
+    missing = [None] * (MOST_SEGMENTS - len(widths))
     launch(
         lora_gemm_kernel,
-        (spans.shape[0] * sum(triton.cdiv(width, tile.columns) for width in widths),),
+        (programs(form, spans.shape[0], widths, shrunk.device),),
         *operands.inputs,
         operands.weight,
         bias,
         shrunk,
-        *_per_segment([factors[0] if factor is None else factor for factor in expand], factors[0]),
-        y,
+        *(factors[0] if factor is None else factor for factor in (*expand, *missing)),
+        y if output is None else output,
         spans,
         filled,
         keys,
@@ -307,34 +287,31 @@ def _launch(
         spans.shape[0],
         y.shape[0],
         0 if residual is None else residual.shape[0],
-        slot_stride,
-        *(reversed(expand_strides) if transposed else expand_strides),
+        *(strides[0], strides[2], strides[1]) if transposed else strides,
         scale,
         threshold,
-        **_segment_options(expand, widths, rank),
-        **{f"K{number}": depth for number, depth in enumerate(operands.depths)},
-        SHRUNK=shrunk.shape[1],
-        RANK=rank,
-        RANK_STEP=rank_step(shrunk.dtype, rank),
+        **_extents(operands.depths, expand, widths, shrunk, rank),
         TRANSPOSED=operands.transposed,
         SCALED=scale is not None,
         DROPOUT=keys is not None,
         PRECISION=dot_precision(shrunk),
         DESCRIPTORS=operands.descriptors,
-        **tile.product_options,
+        OUT_DESCRIPTOR=output is not None,
+        SEPARATE=form.separate,
+        **form.options,
     )
 
 
-def _segment_options(expand: Sequence[Tensor | None], widths: Sequence[int], rank: int) -> dict[str, int]:
-    """Of each segment its width and its first column of S."""
-    options, column = {}, 0
-    for number, (factor, width) in enumerate(zip(expand, widths, strict=True)):
-        options[f"N{number}"], options[f"SHRUNK{number}"] = width, -1 if factor is None else column
-        column += 0 if factor is None else rank
-    for number in range(len(widths), MOST_SEGMENTS):
-        options[f"N{number}"], options[f"SHRUNK{number}"] = 0, -1
+def _extents(
+    depths: Sequence[int], expand: Sequence[Tensor | None], widths: Sequence[int], shrunk: Tensor, rank: int
+) -> dict[str, int]:
+    """Columns of each piece of x; of each segment its columns, and its first column of S; what is said of the rank."""
+    options = {"SHRUNK": shrunk.shape[1], "RANK": rank, "RANK_STEP": rank_step(shrunk.dtype, rank)}
+    options |= {f"K{number}": depth for number, depth in enumerate(depths)}
+    column = 0
+    for number in range(MOST_SEGMENTS):
+        adapted = number < len(widths) and expand[number] is not None
+        options[f"N{number}"] = widths[number] if number < len(widths) else 0
+        options[f"SHRUNK{number}"] = column if adapted else -1
+        column += rank if adapted else 0
     return options
-
-
-def _per_segment(values: Sequence[Tensor], missing: Tensor) -> Sequence[Tensor]:
-    return [*values, *[missing] * (MOST_SEGMENTS - len(values))]

@@ -75,7 +75,9 @@ def lora_grad_outer_kernel(
         row = first + tl.arange(0, BLOCK_M)
         row_mask = row < end
         row_offset = row.to(tl.int64)[:, None]
-        wide = tl.load(wide_ptr + row_offset * C + feature[None, :], mask=row_mask[:, None] & inside[None, :], other=0.0)
+        wide = tl.load(
+            wide_ptr + row_offset * C + feature[None, :], mask=row_mask[:, None] & inside[None, :], other=0.0
+        )
         if NORMALIZED:
             mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)
             inverse = tl.load(inverse_ptr + row, mask=row_mask, other=0.0)

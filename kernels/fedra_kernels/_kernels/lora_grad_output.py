@@ -183,14 +183,11 @@ def lora_grad_output(
 ) -> tuple[Tensor, Tensor]:
     """dS [rows, outputs * rank] of the gradients of one to three layers' outputs; their dB, in pieces, into `partials`.
 
-    Args:
-        grad_y: of each layer, [rows, out], of any row stride; with `index`, one: the gradient of a stream [stream rows, out], of which row
-            i is `index[i]`. `column_scale` [out] multiplies it, too.
-        lora_b: of each, [slots, out, rank], ranks up to NARROW_RANK, of one slot stride.
-        shrunk: [rows, outputs * rank], S of each beside the other.
-        chunks: `RowGroups.chunks(gradient_chunk(shrunk)).rows`.
-        partials: fp32 [chunks, columns of a slot]; None where B is frozen.
-        columns: at which column of it each layer's B begins.
+    Args: grad_y: of each layer, [rows, out], of any row stride; with `index`, one: the gradient of a stream [stream
+    rows, out], of which row i is `index[i]`. `column_scale` [out] multiplies it, too. lora_b: of each, [slots, out,
+    rank], ranks up to NARROW_RANK, of one slot stride. shrunk: [rows, outputs * rank], S of each beside the other.
+    chunks: `RowGroups.chunks(gradient_chunk(shrunk)).rows`. partials: fp32 [chunks, columns of a slot]; None where B is
+    frozen. columns: at which column of it each layer's B begins.
 
     Returns:
         dS; and the gathered and scaled rows [rows, out], which are empty without `index` and `column_scale`.

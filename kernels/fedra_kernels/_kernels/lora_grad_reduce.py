@@ -14,7 +14,9 @@ BLOCK = 1024
 
 
 @triton.jit
-def _add_piece(grad_ptr, partials_ptr, groups_ptr, stride_slot, stride_chunk, number, piece, entries, BLOCK: tl.constexpr):
+def _add_piece(
+    grad_ptr, partials_ptr, groups_ptr, stride_slot, stride_chunk, number, piece, entries, BLOCK: tl.constexpr
+):
     """grad[slot] += a group's partial sums, in their order, for one piece of a sink."""
     slot, _, first, end = load_chunk_group(groups_ptr, number)
     # In 32 bits, which hold the entries of any slot: sm_100 would spill.

@@ -13,11 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import launch, register
-from .configs import ConfigTable, Tile, choose, low_rank_options
-from .lora_gemm import expand_operands, swizzled_tile
+from .configs import Tile, low_rank_options
+from .lora_gemm import swizzled_tile
+from .low_rank_tiles import expand_operands, load_factor
+from .product_forms import SINGLE_PASS_FORMS, choose_form, form_tile, programs
 from .row_tables import load_filled, load_span
 from .tile_loads import product_operands, row_block, weight_block
-from .tile_stores import finish_tile
+from .tile_stores import output_descriptor, store_tile
 
 _ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, Tensor filled, float scale, "
@@ -26,112 +28,132 @@ _ARGUMENTS = (
 SCHEMA = f"lora_single_pass({_ARGUMENTS}) -> (Tensor, Tensor)"
 ONTO_SCHEMA = f"lora_single_pass_onto(Tensor(a!) out, Tensor? out_index, {_ARGUMENTS}) -> Tensor"
 
-CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(128, 128, 64, 8, 4), "float": Tile(64, 32, 16, 4, 3)},
-    "sm_90": {"narrow": Tile(128, 256, 64, 8, 3, True), "float": Tile(64, 32, 16, 4, 3)},
-    "sm_100": {"narrow": Tile(128, 256, 64, 8, 3, True), "float": Tile(64, 32, 16, 4, 3)},
-    "gfx942": {"narrow": Tile(128, 128, 32, 8, 2), "float": Tile(64, 64, 16, 8, 2)},
-    "small": {"narrow": Tile(64, 128, 64, 4, 3), "float": Tile(64, 64, 16, 8, 2)},
-    "interpreter": {"narrow": Tile(32, 32, 32, 4, 1, True), "float": Tile(32, 32, 32, 4, 1)},
-}
-
 
 def single_pass_tile(x: Tensor, rank: int) -> Tile:
-    """The tile of `lora_single_pass`."""
-    return choose(CONFIGS, x, rank)
+    """A tile of `lora_single_pass`: all that it may take for a dtype and rank have as many rows."""
+    return form_tile(SINGLE_PASS_FORMS, x, rank)
 
 
 @triton.jit
-def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def shrink_block(
+    lora_a_ptr, k, stride_rank, stride_depth,
+    K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """[BLOCK_K, RANK_BLOCK] of a slot's A^T; zeros outside."""
     depth = (k + tl.arange(0, BLOCK_K))[:, None]
     rank = tl.arange(0, RANK_BLOCK)[None, :]
-    return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
+    return tl.load(lora_a_ptr + rank * stride_rank + depth * stride_depth, mask=(rank < RANK) & (depth < K), other=0.0)
+
+
+@triton.jit
+def expand_own(
+    total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, strides_b, scale,
+    N: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total + scale S B_k^T in the rows of a group; a tile of the first columns also stores this S."""
+    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    rank = tl.arange(0, RANK_BLOCK)
+    own = (row >= group_start) & (row < group_end)
+    mine = tl.where(own[:, None], shrunk, 0.0)
+    if first_column == 0:
+        shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
+        tl.store(shrunk_ptrs, mine.to(shrunk_ptr.dtype.element_ty), mask=own[:, None] & (rank < RANK)[None, :])
+    stride_slot, stride_n, stride_rank = strides_b
+    factor = load_factor(lora_b_ptr + slot * stride_slot, column, rank, stride_n, stride_rank, N, RANK)
+    mine, factor = expand_operands(mine, own, factor, scale, True)
+    return tl.dot(mine, factor, total, input_precision=PRECISION)
+
+
+@triton.jit
+def single_pass_of_tile(
+    tile, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
+    strides_a, strides_b, scale,
+    N: tl.constexpr, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, and S where it has the first columns."""
+    tile_m, tile_n = swizzled_tile(tile, row_tiles, tl.cdiv(N, BLOCK_N), 8)
+    first_row, first_column, rows = tile_m * BLOCK_M, tile_n * BLOCK_N, ending[0]
+    first, end = load_span(spans_ptr, tile_m)
+    group_start, group_end, slot, _ = load_filled(filled_ptr, first)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        left = row_block(x, first_row, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
+        right = weight_block(
+            weight, first_column, k, K, N, K, K % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
+        )
+        factor = shrink_block(
+            lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K
+        )
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
+    total = expand_own(
+        total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, strides_b,
+        scale, N, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    # Without the condition, which is the loop's own, Triton does not fuse the loops over tiles and depth.
+    if first + 1 < end:
+        for index in tl.range(first + 1, end, num_stages=1):
+            group_start, group_end, slot, _ = load_filled(filled_ptr, index)
+            shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+            # The stages of this loop lie in shared memory beside those of the first.
+            for k in tl.range(0, K, BLOCK_K, num_stages=2):
+                left = row_block(x, first_row, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
+                factor = shrink_block(
+                    lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K
+                )
+                shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
+            total = expand_own(
+                total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr,
+                strides_b, scale, N, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, PRECISION,
+            )  # fmt: skip
+    store_tile(total, first_row, first_column, N, ending, N, BLOCK_M, BLOCK_N, PARTS, OUT_DESCRIPTOR)
 
 
 @triton.jit(
     do_not_specialize=[
-        "spans_ptr", "filled_ptr", "out_index_ptr", "residual_index_ptr",
-        "rows", "row_tiles", "out_rows", "residual_rows",
+        "spans_ptr",
+        "filled_ptr",
+        "out_index_ptr",
+        "residual_index_ptr",
+        "rows",
+        "row_tiles",
+        "out_rows",
+        "residual_rows",
     ]
-)  # fmt: skip
+)
 def lora_single_pass_kernel(
-    x,
-    weight,
-    bias_ptr,
-    lora_a_ptr,
-    lora_b_ptr,
-    y_ptr,
-    shrunk_ptr,
-    spans_ptr,
-    filled_ptr,
-    out_index_ptr,
-    residual_ptr,
-    residual_index_ptr,
-    column_scale_ptr,
-    rows,
-    row_tiles,
-    out_rows,
-    residual_rows,
-    stride_slot_a,
-    stride_slot_b,
-    scale,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    RANK: tl.constexpr,
-    RANK_BLOCK: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-):
-    """One program makes one tile of y; those of the first columns also store S."""
-    tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    rank = tl.arange(0, RANK_BLOCK)
-    rank_mask = rank < RANK
-
-    first, end = load_span(spans_ptr, tile_m)
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
-    _, _, first_slot, _ = load_filled(filled_ptr, first)
-    factor_ptr = lora_a_ptr + first_slot * stride_slot_a
-    for k in range(0, K, BLOCK_K):
-        left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-        right = weight_block(
-            weight, tile_n * BLOCK_N, k, K, N, K, K % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
-        )
-        factor = shrink_block(factor_ptr, k, K, RANK, RANK_BLOCK, BLOCK_K)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
-
-    for index in range(first, end):
-        group_start, group_end, slot, _ = load_filled(filled_ptr, index)
-        if index > first:
-            shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
-            factor_ptr = lora_a_ptr + slot * stride_slot_a
-            for k in range(0, K, BLOCK_K):
-                left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-                factor = shrink_block(factor_ptr, k, K, RANK, RANK_BLOCK, BLOCK_K)
-                shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
-        own = (row >= group_start) & (row < group_end)
-        mine = tl.where(own[:, None], shrunk, 0.0)
-        if tile_n == 0:
-            shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
-            shrunk_mask = own[:, None] & rank_mask[None, :]
-            tl.store(shrunk_ptrs, mine.to(shrunk_ptr.dtype.element_ty), mask=shrunk_mask)
-        mine, factor = expand_operands(
-            mine * scale, own, lora_b_ptr + slot * stride_slot_b, column, rank, RANK, 1, N, RANK
-        )
-        total = tl.dot(mine, factor, total, input_precision=PRECISION)
-
-    finish_tile(
-        total, row, column, column < N, rows, y_ptr, out_index_ptr, out_rows,
-        bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows, N,
+    x, weight, bias_ptr, lora_a_ptr, lora_b_ptr, y, shrunk_ptr,
+    spans_ptr, filled_ptr, out_index_ptr, residual_ptr, residual_index_ptr, column_scale_ptr,
+    rows, row_tiles, out_rows, residual_rows,
+    stride_slot_a, stride_rank_a, stride_depth_a, stride_slot_b, stride_n_b, stride_rank_b, scale,
+    N: tl.constexpr, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """A program makes one tile of y, or walks over tiles where PERSISTENT."""
+    program = tl.program_id(0)
+    strides_a, strides_b = (stride_slot_a, stride_rank_a, stride_depth_a), (stride_slot_b, stride_n_b, stride_rank_b)
+    ending = (
+        rows, y, out_index_ptr, out_rows, bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows
     )  # fmt: skip
+    if PERSISTENT:
+        for tile in tl.range(program, row_tiles * tl.cdiv(N, BLOCK_N), tl.num_programs(0), flatten=True):
+            single_pass_of_tile(
+                tile, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
+                strides_a, strides_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
+                TRANSPOSED, PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
+            )  # fmt: skip
+    else:
+        single_pass_of_tile(
+            program, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
+            strides_a, strides_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
+            TRANSPOSED, PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
+        )  # fmt: skip
 
 
 def _outputs(x: Tensor, weight: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +170,7 @@ def lora_single_pass(
         x: [rows, K].
         weight: [N, K], or the transpose of a contiguous matrix.
         bias: [N] or None.
-        lora_a: [slots, rank, K].
+        lora_a: [slots, rank, K]; of any strides, as lora_b.
         lora_b: [slots, N, rank].
         spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`.
         scale: of the low-rank product.
@@ -189,17 +211,18 @@ def _launch(
     column_scale: Tensor | None = None,
 ) -> None:
     rank = lora_a.shape[1]
-    tile = single_pass_tile(x, rank)
-    operands = product_operands(tile, [x], weight, False)
+    form = choose_form(SINGLE_PASS_FORMS, rank, [x], weight, [weight.shape[0]])
+    operands = product_operands(form.tile, [x], weight, False)
+    output = output_descriptor(form, y, x.shape[0], y_index)
     launch(
         lora_single_pass_kernel,
-        (spans.shape[0] * triton.cdiv(y.shape[1], tile.columns),),
+        (programs(form, spans.shape[0], [weight.shape[0]], x.device),),
         operands.inputs[0],
         operands.weight,
         bias,
         lora_a,
         lora_b,
-        y,
+        y if output is None else output,
         shrunk,
         spans,
         filled,
@@ -211,13 +234,14 @@ def _launch(
         spans.shape[0],
         y.shape[0],
         0 if residual is None else residual.shape[0],
-        lora_a.stride(0),
-        lora_b.stride(0),
+        *lora_a.stride(),
+        *lora_b.stride(),
         scale,
         N=y.shape[1],
         K=x.shape[1],
         TRANSPOSED=operands.transposed,
         DESCRIPTORS=operands.descriptors,
+        OUT_DESCRIPTOR=output is not None,
         **low_rank_options(x, rank),
-        **tile.product_options,
+        **form.options,
     )

@@ -110,9 +110,8 @@ class StreamSteps(ABC):
     ) -> tuple[Sequence[Tensor], Shrunk]:
         """dS of a layer, from the gradients of its outputs, whose dB are summed up.
 
-        Args:
-            grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one, whose rows `index` are the
-                gradients, times `column_scale`.
+        Args: grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one,
+        whose rows `index` are the gradients, times `column_scale`.
 
         Returns:
             the gradients of the outputs, and dS = scale · dY · B.
@@ -141,16 +140,20 @@ class StreamSteps(ABC):
         grad_shrunk: Shrunk,
         layer: AdaptedLayer,
         shrunk: Shrunk,
-    ) -> tuple[Tensor, Shrunk]:
-        """From the gradient of the activation y to that of the input of the `layer` that has made `wide`, and its dS.
+        normed: NormedRows,
+    ) -> Tensor:
+        """From the gradient of the activation y to that of the input of the `layer` that has made `wide`.
+
+        dA of both layers and dB of `layer` are summed up.
 
         Args:
             reader, grad_shrunk: the layer that has read y, and its dS.
-            shrunk: S of `layer`.
+            shrunk: S of `layer`, which has read the norm of the rows of `normed`.
         """
         of_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
         _, narrow = self.output_gradient([of_wide], layer, shrunk)
-        return self.input_gradient([of_wide], layer, narrow), narrow
+        self.factor_gradient(normed, layer, narrow)
+        return self.input_gradient([of_wide], layer, narrow)
 
     @abstractmethod
     def norm_gradient(

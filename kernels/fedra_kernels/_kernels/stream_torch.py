@@ -130,9 +130,7 @@ class TorchSteps(StreamSteps):
     ) -> Tensor:
         if kind != "swiglu":
             self.factor_gradient(_activation(wide, kind), reader, grad_shrunk)
-            found: Tensor = torch.ops.aten.gelu_backward(
-                grad_y, wide, approximate="none" if kind == "gelu" else "tanh"
-            )
+            found: Tensor = torch.ops.aten.gelu_backward(grad_y, wide, approximate="none" if kind == "gelu" else "tanh")
             return found
         gate, up = wide.chunk(2, dim=1)
         active, grad_wide = F.silu(gate), torch.empty_like(wide)
@@ -169,7 +167,7 @@ class TorchSteps(StreamSteps):
 
     def _shrink(self, x: Tensor, layer: AdaptedLayer) -> Shrunk:
         keeps = [keep_mask(drop, self.groups.sizes, x.shape[1]) for drop in self.dropouts(layer) if drop is not None]
-        masks = keeps or [None] * len(layer.present)
+        masks: Sequence[Tensor | None] = keeps or [None] * len(layer.present)
         factors = zip(layer.lora_a(self.bank), masks, strict=True)
         return [*[lora_torch.shrink(x, lora_a, self.groups, keep) for lora_a, keep in factors], *keeps]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from .lora_grad_output import lora_grad_output
 from .lora_grad_reduce import lora_grad_reduce
 from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
-from .row_tables import Chunks
 from .norm import Norm
+from .row_tables import Chunks
 from .stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 
 _PLAIN = (None, None, None, None)
@@ -82,7 +83,7 @@ class TritonSteps(StreamSteps):
                 return y, [of_x]
             return out, [lora_single_pass_onto(out, out_index, *arguments)]
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
-        gemm = *self._gemm_arguments(x, layer, shrunk[0]), *beside
+        gemm: tuple[Any, ...] = *self._gemm_arguments(x, layer, shrunk[0]), *beside
         if out is None:
             return lora_gemm(*gemm), shrunk
         lora_gemm_onto(out, out_index, *gemm)
@@ -122,7 +123,7 @@ class TritonSteps(StreamSteps):
 
     def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
         ranks = layer.rank if self.dropout else layer.rank * len(layer.present)
-        spans = self.groups.spans(gemm_tile(grads[0], ranks, bool(self.dropout)).rows) if grad_shrunk else None
+        spans = self.groups.spans(gemm_tile(grads[0], ranks).rows) if grad_shrunk else None
         if spans is not None and not self.dropout:
             return lora_gemm(
                 list(grads), layer.oriented, None, grad_shrunk[0], [layer.all_a(self.bank)], [layer.inputs], spans,
@@ -147,7 +148,12 @@ class TritonSteps(StreamSteps):
         return total
 
     def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:
-        if not layer.present or not self._trains(layer.present[0].first_a):
+        if grad_shrunk:
+            self._factor_gradient(x, layer, grad_shrunk[0], 1.0)
+
+    def _factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Tensor, scale: float) -> None:
+        """`factor_gradient` from scale * `grad_shrunk`."""
+        if not self._trains(layer.present[0].first_a):
             return
         moments = _PLAIN if isinstance(x, Tensor) else (x.mean, x.inverse, x.norm.weight, x.norm.bias)
         rows = x if isinstance(x, Tensor) else x.rows
@@ -156,8 +162,8 @@ class TritonSteps(StreamSteps):
         for number in range(1 if together else len(layer.present)):
             ranks = layer.rank * len(layer.present) if together else layer.rank
             lora_grad_outer(
-                rows, grad_shrunk[0], self._chunks.rows, self._partials, self._column(layer.present[number].first_a),
-                number * layer.rank, ranks, True, 1.0, keys[number] if keys else None, threshold, *moments,
+                rows, grad_shrunk, self._chunks.rows, self._partials, self._column(layer.present[number].first_a),
+                number * layer.rank, ranks, True, scale, keys[number] if keys else None, threshold, *moments,
             )  # fmt: skip
 
     def activation_gradient(
@@ -174,14 +180,21 @@ class TritonSteps(StreamSteps):
         grad_shrunk: Shrunk,
         layer: AdaptedLayer,
         shrunk: Shrunk,
-    ) -> tuple[Tensor, Shrunk]:
+        normed: NormedRows,
+    ) -> Tensor:
+        arguments = grad_y, wide, kind, reader, grad_shrunk, layer, shrunk
         if kind == "swiglu" or not layer.present or layer.rank > NARROW_RANK or self.dropout:
-            return super().mlp_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
-        # dB is summed up while the gradient of `wide` is at hand, and dS is found while it is read for dX.
-        of_wide = self._activation_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
-        pieces = self.groups.chunks(shrink_tile(of_wide, layer.rank).rows).rows
-        narrow = [lora_shrink(of_wide, layer.lora_b(self.bank)[0], pieces, self.scale(layer), None, 0, True)]
-        return self.input_gradient([of_wide], layer, narrow), narrow
+            return super().mlp_gradient(*arguments, normed)
+        # dB is summed up while the gradient of `wide` is made, and dS while it is read for dX: it is not read for them.
+        of_wide = self._activation_gradient(*arguments)
+        spans = self.groups.spans(single_pass_tile(of_wide, layer.rank).rows)
+        (lora_a,), (lora_b,) = layer.lora_a(self.bank), layer.lora_b(self.bank)
+        of_x, narrow = lora_single_pass(
+            of_wide, layer.oriented.T, None, lora_b.transpose(1, 2), lora_a.transpose(1, 2), spans,
+            self.groups.filled, self.scale(layer), None, None, None,
+        )  # fmt: skip
+        self._factor_gradient(normed, layer, narrow, self.scale(layer))
+        return of_x
 
     def _activation_gradient(
         self,
@@ -193,7 +206,7 @@ class TritonSteps(StreamSteps):
         layer: AdaptedLayer | None,
         shrunk: Shrunk,
     ) -> Tensor:
-        """The gradient of `wide`; sums up dA of the reader and, if it is given, dB of the layer that has made `wide`."""
+        """The gradient of `wide`; sums up dA of the reader, and dB of the layer that has made `wide` if it is given."""
         grad_wide = wide.new_empty(wide.shape)
         (x, up), (grad_x, grad_up) = _halves(wide, kind), _halves(grad_wide, kind)
         trains_a = bool(reader.present) and self._trains(reader.present[0].first_a)
@@ -272,7 +285,7 @@ class TritonSteps(StreamSteps):
         ]
         return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
 
-    def _gemm_arguments(self, x: Tensor, layer: AdaptedLayer, shrunk: Tensor) -> tuple[object, ...]:
+    def _gemm_arguments(self, x: Tensor, layer: AdaptedLayer, shrunk: Tensor) -> tuple[Any, ...]:
         """The arguments of `lora_gemm` for a layer's outputs, but for what it may be added to."""
         factors = iter(layer.lora_b(self.bank))
         expand = [None if adapter is None else next(factors) for adapter in layer.adapters]

@@ -53,7 +53,7 @@ def product_operands(tile: Tile, x: Sequence[Tensor], weight: Tensor, transposed
     column_major = is_column_major(weight)
     matrix = weight.T if column_major else weight
     flipped = transposed != column_major
-    descriptors = tile.descriptors and all(_is_aligned(operand) for operand in (*x, matrix))
+    descriptors = tile.descriptors and have_descriptors(x, weight)
     pieces: list[Any] = list(x)
     right: Any = matrix
     if descriptors:
@@ -65,7 +65,13 @@ def product_operands(tile: Tile, x: Sequence[Tensor], weight: Tensor, transposed
     return Operands([*pieces, *[None] * missing], depths, right, flipped, descriptors)
 
 
-def _is_aligned(matrix: Tensor) -> bool:
+def have_descriptors(x: Sequence[Tensor], weight: Tensor) -> bool:
+    """Whether the pieces of x and the weight have the 16-byte alignment that descriptors need."""
+    return all(is_aligned(matrix) for matrix in (*x, weight.T if is_column_major(weight) else weight))
+
+
+def is_aligned(matrix: Tensor) -> bool:
+    """Whether a contiguous matrix has the 16-byte alignment that a descriptor needs."""
     row_bytes = matrix.shape[1] * matrix.element_size()
     return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and row_bytes % 16 == 0
 
@@ -95,7 +101,7 @@ def weight_block(
 ):  # fmt: skip
     """[BLOCK_K, BLOCK_N] of W^T for a contiguous weight [N, K], or of a weight [K, N] where transposed.
 
-    Zeros outside, and from row `end` of W^T on where MASKED; descriptors read on there, finite entries of x's zeros.
+    Zeros outside, and from row `end` of W^T on where MASKED; descriptors read on there, where x has zeros.
     """
     if DESCRIPTORS:
         if TRANSPOSED:
@@ -117,17 +123,63 @@ def weight_block(
 
 @triton.jit
 def add_product(
-    total, x, weight, first_row, first_column, rows,
-    START: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    total, x0, x1, x2, weight, first_row, first_column, rows,
+    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, N: tl.constexpr,
     TRANSPOSED: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """total + x times the DEPTH rows of W^T from START on, which are x's columns."""
+    """total + x W^T for x in pieces of K0, K1 and K2 columns."""
+    if DESCRIPTORS:
+        # One loop for all pieces, which Triton can fuse with the one over tiles.
+        BLOCKS0: tl.constexpr = (K0 + BLOCK_K - 1) // BLOCK_K
+        BLOCKS1: tl.constexpr = (K1 + BLOCK_K - 1) // BLOCK_K
+        BLOCKS2: tl.constexpr = (K2 + BLOCK_K - 1) // BLOCK_K
+        for block in range(0, BLOCKS0 + BLOCKS1 + BLOCKS2):
+            x, k, start = x0, block * BLOCK_K, 0
+            if K1 > 0:
+                behind = block - BLOCKS0
+                if behind >= 0:
+                    x, k, start = x1, behind * BLOCK_K, K0
+            if K2 > 0:
+                behind = block - BLOCKS0 - BLOCKS1
+                if behind >= 0:
+                    x, k, start = x2, behind * BLOCK_K, K0 + K1
+            left = x.load([first_row, k])
+            right = weight_block(
+                weight, first_column, start + k, 0, N, 0, False, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
+            )
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+    else:
+        total = add_piece(
+            total, x0, weight, first_row, first_column, rows, 0, K0, N, K0 + K1 + K2,
+            TRANSPOSED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        if K1 > 0:
+            total = add_piece(
+                total, x1, weight, first_row, first_column, rows, K0, K1, N, K0 + K1 + K2,
+                TRANSPOSED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        if K2 > 0:
+            total = add_piece(
+                total, x2, weight, first_row, first_column, rows, K0 + K1, K2, N, K0 + K1 + K2,
+                TRANSPOSED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+    return total
+
+
+@triton.jit
+def add_piece(
+    total, x, weight, first_row, first_column, rows,
+    START: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + x times the DEPTH rows of W^T from START on, which are x's columns; by pointers."""
     for k in range(0, DEPTH, BLOCK_K):
-        left = row_block(x, first_row, rows, k, DEPTH, BLOCK_M, BLOCK_K, DESCRIPTORS)
+        left = row_block(x, first_row, rows, k, DEPTH, BLOCK_M, BLOCK_K, False)
         right = weight_block(
             weight, first_column, START + k, START + DEPTH,
-            N, K, DEPTH % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS,
+            N, K, DEPTH % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, False,
         )  # fmt: skip
         total = tl.dot(left, right, total, input_precision=PRECISION)
     return total

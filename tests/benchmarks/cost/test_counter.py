@@ -60,6 +60,8 @@ BY_HAND: dict[str, tuple[Callable[[], object], float, int, int]] = {
     "some rows": (lambda: meta(9, 4).index_select(0, index(2)), 0, 2 * 8 + 16, 2 * 8),
     "some columns": (lambda: meta(9, 4).index_select(1, index(2)), 0, 2 * 18 + 16, 2 * 18),
     "added rows": (lambda: meta(9, 4).index_add_(0, index(2), meta(2, 4)), 0, 2 * 16 + 16, 2 * 8),
+    "one entry of each row": (lambda: meta(9, 4).gather(1, meta(9, 1, dtype=torch.int64)), 0, 2 * 9 + 8 * 9, 2 * 9),
+    "embedded tokens": (lambda: F.embedding(meta(3, 2, dtype=torch.int64), meta(90, 4)), 0, 2 * 24 + 8 * 6, 2 * 24),
     "copy from the host": (lambda: torch.zeros(3).to(META), 0, 0, 4 * 3),
     "norm of some rows": (normalize, 0, 2 * (32 + 8 + 8) + 32, 2 * 2 * 32 + 2 * 16),
     "low-rank map of some rows": (add_low_rank, 2 * 4 * 48, 2 * (32 + 24 + 24 + 3 + 8) + 32, 2 * 32),

@@ -24,6 +24,7 @@ from benchmarks.kernels import aot
 from benchmarks.kernels.aot import compile_only
 from benchmarks.kernels.cases import Sizes
 from fedra_kernels._kernels.configs import Tile
+from fedra_kernels._kernels.product_forms import Form
 from fedra_kernels.low_rank_add import low_rank_add_kernel
 
 
@@ -76,19 +77,19 @@ def test_every_call_can_be_made_and_needs_kernels(group: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("dtype", "rank"), [(torch.float32, 4), (torch.bfloat16, 64)])
-def test_every_tile_is_compiled_at_the_dtype_and_rank_at_which_it_is_tried(
+def test_every_form_is_compiled_at_the_dtype_and_rank_at_which_it_is_tried(
     dtype: torch.dtype, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def block(device: torch.device) -> Sizes:
         return Sizes(2, 1, 5, 64, 64, rank, 4, 2, 10, dtype, device, dtype)
 
-    tiles = (Tile(32, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2))
-    sizes = replace(REHEARSAL, dtype=dtype, block=block, second_layers=(), second_block=block, tiles=tiles)
+    forms = tuple(Form(tile, "tried") for tile in (Tile(32, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)))
+    sizes = replace(REHEARSAL, dtype=dtype, block=block, second_layers=(), second_block=block, forms=forms)
     for call in calls_of(sizes, ("tiles",)):
         run = call.prepare()
         with variants_only(monkeypatch) as met, compile_only("sm_90"):
             run()
-        assert len([name for name, _ in met if name.endswith("lora_gemm_kernel")]) == len(tiles)
+        assert len([name for name, _ in met if name.endswith("lora_gemm_kernel")]) == len(forms)
 
 
 def test_every_group_of_calls_that_a_report_names_exists() -> None:

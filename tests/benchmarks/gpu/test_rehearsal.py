@@ -93,6 +93,7 @@ def test_a_rehearsal_runs_every_stage_without_some_packages_and_leaves_the_files
     points = {point.name for point in REHEARSAL.points}
     assert {row["point"] for row in found["end_to_end"]["tables"]["rounds"]} == points
     assert {row["point"] for row in found["end_to_end"]["tables"]["other kernels of a step"]} == points
+    assert sum("no CUDA graphs without a GPU" in name for name in figures["end_to_end"]) == 5
     assert [row["clients"] for row in found["scaling"]["tables"]["clients"]] == list(REHEARSAL.scaling)
     rows = list(csv.DictReader((output / "kernels.csv").open()))
     assert list(rows[0]) == list(Record.__dataclass_fields__)

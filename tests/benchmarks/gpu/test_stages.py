@@ -23,14 +23,14 @@ from benchmarks.gpu.library import library_peaks, measure_library, product_rate
 from benchmarks.gpu.scaling import client_scaling
 from benchmarks.gpu.shapes import VIT_BASE, VitShape
 from benchmarks.gpu.sizes import REHEARSAL, Point
-from benchmarks.gpu.tiles import using_tile
+from benchmarks.gpu.tiles import using_form
 from benchmarks.gpu.workload import Workload
 from benchmarks.kernels.cases import ENGINE
 from benchmarks.kernels.measure import TIME_UP, kernel_cases
 from benchmarks.kernels.work import Peaks
 from fedra_kernels import dispatch
 from fedra_kernels._kernels.configs import Tile
-from fedra_kernels._kernels.lora_gemm import CONFIGS
+from fedra_kernels._kernels.product_forms import GEMM_FORMS, Form
 
 CPU = torch.device("cpu")
 TINY = VitShape(width=32, hidden=64, depth=3, heads=2, image=16, patch=8, classes=5, rank=4, pool=8)
@@ -211,9 +211,9 @@ def test_timings_without_time_are_counted(tmp_path: Path) -> None:
     assert earlier_measurements(tmp_path, kernel_cases(REHEARSAL.block(CPU), REHEARSAL.second_block(CPU))) == []
 
 
-def test_a_tile_replaces_the_tables_entry_for_a_while() -> None:
-    tile = Tile(64, 64, 64, 4, 2)
-    before = CONFIGS["sm_90"]["narrow"]
-    with using_tile(tile, "sm_90", torch.bfloat16, 16):
-        assert CONFIGS["sm_90"]["narrow"] == tile
-    assert CONFIGS["sm_90"]["narrow"] == before
+def test_a_form_replaces_the_tables_entry_for_a_while() -> None:
+    form = Form(Tile(64, 64, 64, 4, 2), "tried")
+    before = GEMM_FORMS["sm_90"]["narrow"]
+    with using_form(form, "sm_90", torch.bfloat16, 16):
+        assert GEMM_FORMS["sm_90"]["narrow"] == [form]
+    assert GEMM_FORMS["sm_90"]["narrow"] == before

@@ -69,7 +69,7 @@ def test_profiled_kernels_are_told_apart_by_name() -> None:
 
 def test_launches_and_synchronizations_have_targets_on_a_gpu() -> None:
     point, cost = Point(TINY, 2, 1, 1, 1), StepCost()
-    cost.triton["a_kernel"], cost.others["b"] = 541, 200
+    cost.triton["a_kernel"], cost.others["b"] = 286, 120
     cost.synchronizations["sweep.py:1"] = 1
     figures = end_to_end.step_figures(point, cost, None, torch.device("cuda"))
     assert [figure.met for figure in figures if figure.target] == [False, True, False]

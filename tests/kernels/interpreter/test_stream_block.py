@@ -42,7 +42,8 @@ def test_a_clients_results_do_not_depend_on_the_others(name: str, dropout: float
     alone = stream_case(name, samples=(9,), slots=(3,), **options)
     found, expected = together.run(), alone.run()
     assert torch.equal(found["bank"][1], expected["bank"][0])
-    assert together.index is not None and alone.index is not None
+    assert together.index is not None
+    assert alone.index is not None
     mine = slice(3 * TOKENS, 12 * TOKENS)
     for result in ("out", "stream"):
         rows, own = (values[result].flatten(0, 1) for values in (found, expected))

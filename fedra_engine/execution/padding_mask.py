@@ -1,0 +1,59 @@
+"""Whether a model needs a mask of the padding of its texts, which is always behind them.
+
+In a causal model no token reads what follows it. Without a mask its attention is flash attention, which on a GPU takes
+no mask but the causal one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedra_engine.execution.model_check import nearly_equal
+from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_engine.models.foundation import Foundation
+from fedra_kernels.dispatch import nothing_runs
+
+MASK = "attention_mask"
+
+
+@torch.no_grad()
+def needs_padding_mask(foundation: Foundation, arguments: BatchArguments, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether logits before the padding depend on it, or on the mask, tried on the `inputs` of a few samples.
+
+    Nothing can be tried where nothing is computed, as on the meta device; then the answer is yes.
+
+    Args:
+        arguments: of the first block.
+    """
+    inputs = dict(foundation.task.shortened(inputs))
+    mask = inputs.get(MASK)
+    if mask is None or mask.shape[1] < 2 or nothing_runs(foundation.device):
+        return True
+    mask = inputs[MASK] = torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], dim=1)
+    is_text = mask.bool()
+    padding = getattr(foundation.model.config, "pad_token_id", None)
+    if "input_ids" in inputs and padding is not None:
+        inputs["input_ids"] = inputs["input_ids"].where(is_text, padding)
+
+    def logits(inputs: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = foundation.model(**inputs).logits
+        return found[is_text] if found.dim() == 3 else found
+
+    def spoil(block: nn.Module, args: Any, kwargs: Any) -> Any:
+        states = arguments.hidden_states(args, kwargs)
+        return arguments.select(args, kwargs, None, states.where(is_text[:, :, None], 1 - 3 * states))
+
+    with_mask = logits(inputs)
+    del inputs[MASK]
+    without = logits(inputs)
+    first: Any = foundation.blocks[0]
+    hook = first.register_forward_pre_hook(spoil, with_kwargs=True)
+    try:
+        spoilt = logits(inputs)
+    finally:
+        hook.remove()
+    return not (torch.equal(spoilt, without) and nearly_equal(without, with_mask))
