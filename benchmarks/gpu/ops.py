@@ -143,7 +143,10 @@ def _block(cohort: Cohort, *, gated: bool) -> Results:
     # Rows of the stream in another order than the clients', among rows of nobody.
     index = torch.arange(len(rows), device=rows.device).flip(0) + 1
     stream, grad = (part.new_zeros(len(part) + 2, w.inputs).index_copy(0, index, part) for part in (rows, upstream))
-    bank, dropout = cohort.bank(2, shape.slot_size), () if cohort.dropout is None else [cohort.dropout] * len(shape.linears)
+    bank, dropout = (
+        cohort.bank(2, shape.slot_size),
+        () if cohort.dropout is None else [cohort.dropout] * len(shape.linears),
+    )
     gradients, leaf = cohort.sink(bank), stream.requires_grad_()
     result = stream_block(leaf * 1.0, index, block, _row_by_row, bank, gradients, cohort.groups, dropout)
     (of_stream,) = torch.autograd.grad(result, leaf, grad)

@@ -24,7 +24,7 @@ from fedra_kernels.dispatch import StandIn, launches_taken_by
 KERNEL = "stream_block"
 FORWARD, BOTH = "forward", "forward + backward"
 _COUNTED_FOR = "sm_90"
-"""The column of the configuration tables with which work is counted: it decides how many sums of gradients there are."""
+"""The column of the configuration tables by which work is counted: the number of sums of gradients depends on it."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def _engine(i: BlockInputs, *, backward: bool) -> Call:
     @torch.enable_grad()
     def call() -> Tensor:
         stream = _Entered.apply(root, i.stream.detach())
-        result = stream_block(
-            stream, i.index, i.block, attend, i.bank, i.gradients, i.groups, hand_over=_Owned()
-        )
+        result = stream_block(stream, i.index, i.block, attend, i.bank, i.gradients, i.groups, hand_over=_Owned())
         if backward:
             torch.autograd.grad(result, root, i.grad, allow_unused=True)
         return result

@@ -59,6 +59,11 @@ class StepInputs:
         gradients = torch.zeros_like(self.bank, dtype=torch.float32)
         return kind(self.bank, gradients, True, True, self.groups, (), self.shape.first_b)
 
+    @property
+    def normed(self) -> NormedRows:
+        """`rows` as a norm keeps them."""
+        return NormedRows(self.rows, self.mean, self.inverse, self.block.norm1)
+
     def by_client(self, rows: Tensor) -> Tensor:
         """[clients, rows of a client, features]."""
         return rows.unflatten(0, (len(self.bank), -1))
@@ -88,22 +93,24 @@ def row_cases(sizes: Sizes) -> Iterator[Case]:
     ):
         inputs = partial(_inputs, sizes, shape)
         yield memory_case(kernel, mode, str(features), traffic(moved), sizes.device, inputs, _providers(functions))
-    yield _linear_before_gelu(sizes, plain, width, hidden, shrunk, wide_sums)
-
-
-def _linear_before_gelu(
-    sizes: Sizes, shape: BlockShape, width: int, hidden: int, shrunk: int, wide_sums: int
-) -> Case:
-    """From the gradient of GELU to that of the input of the Linear before it, and dA and dB of the Linears around."""
-    products = 2.0 * sizes.rows * sizes.width * (sizes.hidden + sizes.rank)
+    rows, rank = sizes.rows, sizes.rank
+    low_rank, product = 2.0 * rows * rank, 2.0 * rows * sizes.width * sizes.hidden
     work = Work(
         (
-            Pass(4.0 * sizes.rows * sizes.hidden * sizes.rank, 3 * hidden + 2 * shrunk + 2 * wide_sums),
-            Pass(2.0 * sizes.rows * sizes.hidden * sizes.rank, hidden + shrunk),
-            Pass(products, hidden + shrunk + width + sizes.width * sizes.hidden * sizes.itemsize),
+            Pass(2 * low_rank * sizes.hidden, 3 * hidden + 2 * shrunk + 2 * wide_sums),
+            Pass(
+                product + low_rank * (sizes.hidden + sizes.width),
+                hidden + width + shrunk + sizes.width * sizes.hidden * sizes.itemsize,
+            ),
+            Pass(low_rank * sizes.width, width + shrunk + sums),
         )
     )
-    providers = {"frozen": partial(_timed, _frozen_linear), **_providers(_LINEAR_BEFORE_GELU)}
+    yield _linear_before_gelu(sizes, plain, work)
+
+
+def _linear_before_gelu(sizes: Sizes, shape: BlockShape, work: Work) -> Case:
+    """From the gradient of GELU to that of the input of the Linear before it, and dA and dB of the Linears around."""
+    providers = _providers(_LINEAR_BEFORE_GELU) | {"frozen": partial(_timed, _frozen_linear)}
     x = f"{sizes.width}→{sizes.hidden}"
     return Case("GELU + the Linear before it", "backward", x, work, "frozen", partial(_inputs, sizes, shape), providers)
 
@@ -154,8 +161,7 @@ def _eager_norm(i: StepInputs) -> tuple[Tensor, ...]:
 
 
 def _norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
-    normed = NormedRows(i.rows, i.mean, i.inverse, i.block.norm1)
-    return (i.steps.norm_gradient(i.grad, normed, i.rows, None, i.stream, i.index),)
+    return (i.steps.norm_gradient(i.grad, i.normed, i.rows, None, i.stream, i.index),)
 
 
 def _eager_norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
@@ -215,6 +221,7 @@ def _output(i: StepInputs) -> tuple[Tensor, ...]:
 
 
 def _eager_output(i: StepInputs) -> tuple[Tensor, ...]:
+    assert i.block.scale2 is not None
     grad = i.stream[i.index] * i.block.scale2
     (lora_b,) = i.block.mlp_output.lora_b(i.bank)
     return grad, torch.bmm(i.by_client(grad), lora_b).flatten(0, 1) * SCALE, _outer(i, grad, i.shrunk)
@@ -222,19 +229,19 @@ def _eager_output(i: StepInputs) -> tuple[Tensor, ...]:
 
 def _linear(i: StepInputs) -> tuple[Tensor, ...]:
     block = i.block
-    of_x, (grad_shrunk,) = i.steps.mlp_gradient(
-        i.grad_y, i.wide, block.activation, block.mlp_output, [i.shrunk], block.mlp_inputs, [i.shrunk]
-    )
-    return of_x, grad_shrunk
+    around = block.mlp_output, [i.shrunk], block.mlp_inputs, [i.shrunk]
+    return (i.steps.mlp_gradient(i.grad_y, i.wide, block.activation, *around, i.normed),)
 
 
 def _eager_linear(i: StepInputs) -> tuple[Tensor, ...]:
+    """The norm of `rows`, which has been kept, is taken to be `grad`."""
     layer = i.block.mlp_inputs
     (lora_a,), (lora_b,) = layer.lora_a(i.bank), layer.lora_b(i.bank)
     of_wide = torch.ops.aten.gelu_backward(i.grad_y, i.wide)
     grad_shrunk = torch.bmm(i.by_client(of_wide), lora_b) * SCALE
     of_x = torch.baddbmm(i.by_client(of_wide @ layer.weight), grad_shrunk, lora_a).flatten(0, 1)
-    return of_x, grad_shrunk.flatten(0, 1), _outer(i, i.shrunk, i.y), _outer(i, of_wide, i.shrunk)
+    grad_a = _outer(i, i.shrunk, i.y), _outer(i, grad_shrunk.flatten(0, 1), i.grad)
+    return of_x, *grad_a, _outer(i, of_wide, i.shrunk)
 
 
 def _frozen_linear(i: StepInputs) -> tuple[Tensor, ...]:

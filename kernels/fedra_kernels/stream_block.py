@@ -19,8 +19,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._kernels.adapted_layer import AdaptedLayer
+from ._kernels.checks import (
+    check_bank,
+    check_device,
+    check_index,
+    check_like,
+    check_shape,
+    check_sink,
+    check_stream,
+    stream_rows,
+)
 from ._kernels.frozen_block import StreamBlock
-from ._kernels.checks import check_bank, check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
 from ._kernels.norm import Norm
 from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 from ._kernels.stream_torch import TorchSteps
@@ -147,7 +156,8 @@ def stream_block_reference(
     (attended,) = adapted(attend(adapted(x, block.attention_inputs)), block.attention_output)
     rows = add(rows, attended, block.scale1)
     y = _activation(adapted(_norm(rows, block.norm2), block.mlp_inputs), block.activation)
-    rows = add(rows, *adapted(y, block.mlp_output), block.scale2)
+    (found,) = adapted(y, block.mlp_output)
+    rows = add(rows, found, block.scale2)
     result = rows if index is None else stream_rows(stream).index_copy(0, index, rows)
     return result.view(stream.shape)
 
@@ -330,9 +340,7 @@ def _check(
     _check_dropout(block, groups, dropout, stream)
 
 
-def _check_dropout(
-    block: StreamBlock, groups: RowGroups, dropout: Sequence[Dropout | None], stream: Tensor
-) -> None:
+def _check_dropout(block: StreamBlock, groups: RowGroups, dropout: Sequence[Dropout | None], stream: Tensor) -> None:
     if not dropout:
         return
     linears = sum(len(layer.widths) for layer in block.layers)

@@ -30,7 +30,13 @@ class Launcher:
     """Draws for groups of rows of these sizes, of which group g has slot 2 g + 1, and compares."""
 
     def __init__(
-        self, sizes: Sequence[int], device: str, dtype: torch.dtype, *, dropout: float | None = None, tolerance: float = 0.0
+        self,
+        sizes: Sequence[int],
+        device: str,
+        dtype: torch.dtype,
+        *,
+        dropout: float | None = None,
+        tolerance: float = 0.0,
     ) -> None:
         self.device, self.dtype, self.tolerance = device, dtype, max(tolerance, TOLERANCE[dtype])
         self.slots = [2 * group + 1 for group in range(len(sizes))]
@@ -192,7 +198,13 @@ def check_activation(launcher: Launcher, kind: str, features: int, *, rank: int,
 
 
 def check_output_gradient(
-    launcher: Launcher, widths: Sequence[int], *, rank: int, indexed: bool = False, scaled: bool = False, trained: bool = True
+    launcher: Launcher,
+    widths: Sequence[int],
+    *,
+    rank: int,
+    indexed: bool = False,
+    scaled: bool = False,
+    trained: bool = True,
 ) -> None:
     """dS and dB of one to three layers, the rows of one of them gathered and scaled."""
     case, length = launcher, len(widths)
@@ -255,10 +267,12 @@ def check_rows_outside(device: str, features: int) -> None:
     assert x.isnan().all(1).tolist() == [True, False, True, True]
     before, out = stream.clone(), stream.clone()
     gather_norm_backward(stream, ones, stream, mean, inverse, False, stream, bad, out, bad)
-    assert torch.equal(out[[0, 1, 3]], before[[0, 1, 3]]) and not torch.equal(out[2], before[2])
+    assert torch.equal(out[[0, 1, 3]], before[[0, 1, 3]])
+    assert not torch.equal(out[2], before[2])
     sums, bank = case.sums(8 * features), case.bank(features, 8)
     grad_shrunk, rows = lora_grad_output(
         [stream], [bank], case.matrix(4, 8), case.chunks.rows, sums, [0], SCALE, bad, None
     )
     assert torch.equal(rows[good], stream[2])
-    assert not rows[[0, 2, 3]].any() and not grad_shrunk[[0, 2, 3]].any()
+    assert not rows[[0, 2, 3]].any()
+    assert not grad_shrunk[[0, 2, 3]].any()

@@ -18,7 +18,7 @@ MOST_LINEARS = 3
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """Up to three frozen Linears that read one input, with adapters of one rank and scale that are neighbours in their slot.
+    """Up to three frozen Linears that read one input, with adapters of one rank and scale, neighbours in their slot.
 
     Attributes:
         weight: [out, in], the Linears' weights one below the other; with `input_first` [in, out], side by side.

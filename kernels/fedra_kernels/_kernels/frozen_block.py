@@ -52,21 +52,26 @@ class StreamBlock:
         ends = [0]
         for layer in self.layers:
             for member, adapter in zip(layer.members, layer.present, strict=True):
-                ends += [adapter.first_a + adapter.rank * layer.inputs, adapter.first_b + adapter.rank * layer.widths[member]]
+                ends += [
+                    adapter.first_a + adapter.rank * layer.inputs,
+                    adapter.first_b + adapter.rank * layer.widths[member],
+                ]
         return max(ends)
 
     def __post_init__(self) -> None:
         if self.activation not in get_args(Activation):
-            raise ValueError(f"activation: found {self.activation!r}, expected one of {', '.join(get_args(Activation))}")
+            raise ValueError(
+                f"activation: found {self.activation!r}, expected one of {', '.join(get_args(Activation))}"
+            )
         check_shape("norm1.weight", self.norm1.weight, (None,))
         (width,) = self.norm1.weight.shape
         hidden = self.mlp_output.inputs
         outputs = (hidden, hidden) if self.activation == "swiglu" else (hidden,)
         if self.mlp_inputs.widths != outputs:
             raise ValueError(f"mlp_inputs: found outputs {list(self.mlp_inputs.widths)}, expected {list(outputs)}")
-        for layer in (self.attention_output, self.mlp_output):
-            if layer.widths != (width,):
-                raise ValueError(f"outputs of the last Linears: found {list(layer.widths)}, expected [{width}]")
+        for last in (self.attention_output, self.mlp_output):
+            if last.widths != (width,):
+                raise ValueError(f"outputs of the last Linears: found {list(last.widths)}, expected [{width}]")
         expected: dict[str, tuple[Tensor | None, tuple[int | None, ...]]] = {
             f"{name}.{part}": (getattr(norm, part), (width,))
             for name, norm in (("norm1", self.norm1), ("norm2", self.norm2))

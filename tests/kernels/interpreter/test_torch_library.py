@@ -15,7 +15,6 @@ from fedra_kernels import (
     low_rank_add,
     sgd,
     squared_norms,
-    stream_block,
 )
 from fedra_kernels._kernels.activation import activation_forward, activation_tile
 from fedra_kernels._kernels.activation_gradient import activation_gradient
