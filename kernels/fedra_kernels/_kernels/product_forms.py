@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -143,7 +142,6 @@ def programs(form: Form, row_tiles: int, widths: Sequence[int], device: torch.de
     return min(tiles, _multiprocessors(device)) if form.persistent else tiles
 
 
-@cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
