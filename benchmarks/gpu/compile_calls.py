@@ -48,7 +48,7 @@ def _embedded_step(_: ReportSizes) -> Iterator[PreparedCall]:
 
 
 def _kernels(sizes: ReportSizes) -> Iterator[PreparedCall]:
-    for case in kernel_cases(_few_rows(sizes.block)):
+    for case in kernel_cases(_few_rows(sizes.block), _few_rows(sizes.second_block)):
         yield PreparedCall(f"{case.kernel} {case.mode} {case.x}", partial(partial, _call, case))
 
 

@@ -40,7 +40,7 @@ def engine_kernels(findings: Findings, sizes: ReportSizes, device: torch.device)
     Raises:
         StageFailed: an op of the engine failed; a failing baseline or tile only shows in the table.
     """
-    cases = kernel_cases(sizes.block(device))
+    cases = kernel_cases(sizes.block(device), sizes.second_block(device))
     peaks = library_peaks(findings.folder, sizes, device)
     decisive = [_only(case, {case.denominator, ENGINE} & set(case.providers)) for case in cases]
     found = _measure(findings, sizes, device, decisive, peaks, [])
@@ -54,7 +54,7 @@ def engine_kernels(findings: Findings, sizes: ReportSizes, device: torch.device)
 
 def other_baselines(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
     """Time every provider that `engine_kernels` left out, as long as there is time."""
-    cases = kernel_cases(sizes.block(device))
+    cases = kernel_cases(sizes.block(device), sizes.second_block(device))
     peaks = library_peaks(findings.folder, sizes, device)
     earlier = earlier_measurements(findings.folder, cases)
     timed = {(key(found.case), found.provider) for found in earlier if found.times is not None}

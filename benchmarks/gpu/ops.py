@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
     Dropout,
     RowGroups,
     adamw,
     aggregate,
     dropout_key,
-    gather_norm,
-    gelu,
     head_cross_entropy,
     head_logits,
     lora_linear,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_norms,
-    swiglu,
+    stream_block,
 )
 
 Results = dict[str, Tensor]
@@ -77,9 +76,9 @@ class Cohort:
         parts = [self._draw(purpose, client, *shape) for client in range(len(self._sizes))]
         return torch.stack(parts).mul_(0.05).to(self._device, self._dtype)
 
-    def frozen(self, purpose: int, *shape: int) -> Tensor:
+    def frozen(self, purpose: int, *shape: int, scale: float = 0.05) -> Tensor:
         """Weights that all clients share."""
-        return self._draw(purpose, -1, *shape).mul_(0.05).to(self._device, self._dtype)
+        return self._draw(purpose, -1, *shape).mul_(scale).to(self._device, self._dtype)
 
     def per_client(self, values: Callable[[int], float]) -> Tensor:
         """float32 [clients]."""
@@ -126,45 +125,40 @@ def _lora_frozen_b(cohort: Cohort) -> Results:
     return _lora(cohort, train_b=False)
 
 
-def _norm(cohort: Cohort) -> Results:
+def _vit_block(cohort: Cohort) -> Results:
+    return _block(cohort, gated=False)
+
+
+def _llama_block(cohort: Cohort) -> Results:
+    return _block(cohort, gated=True)
+
+
+def _block(cohort: Cohort, *, gated: bool) -> Results:
+    """With LayerScale, or gated and with a quarter of the heads for keys; adapters on every Linear."""
     w = cohort.widths
-    stream = cohort.rows(0, w.inputs).requires_grad_()
-    index = torch.arange(len(stream), device=stream.device)
-    weight, bias = cohort.frozen(1, w.inputs), cohort.frozen(2, w.inputs)
-    banks = [cohort.bank(number, w.rank, w.inputs) for number in (3, 4, 5)]
-    dropout = () if cohort.dropout is None else (cohort.dropout,) * 3
-    x, shrunk = gather_norm(
-        stream, index, weight, bias, kind="layer", eps=1e-6, lora_a=banks, groups=cohort.groups, dropout=dropout
+    shape = BlockShape(w.inputs, w.outputs, 4, 1 if gated else 4, gated=gated, rank=w.rank, scaled=not gated)
+    purposes = count(10)
+    block = shape.block(lambda *sizes: cohort.frozen(next(purposes), *sizes, scale=1.0))
+    rows, upstream = cohort.rows(0, w.inputs), cohort.rows(1, w.inputs)
+    # Rows of the stream in another order than the clients', among rows of nobody.
+    index = torch.arange(len(rows), device=rows.device).flip(0) + 1
+    stream, grad = (part.new_zeros(len(part) + 2, w.inputs).index_copy(0, index, part) for part in (rows, upstream))
+    bank, dropout = (
+        cohort.bank(2, shape.slot_size),
+        () if cohort.dropout is None else [cohort.dropout] * len(shape.linears),
     )
-    (grad,) = torch.autograd.grad(x, stream, cohort.rows(6, w.inputs))
-    return {"x": x.detach(), "grad": grad} | {f"shrunk {number}": part for number, part in enumerate(shrunk)}
+    gradients, leaf = cohort.sink(bank), stream.requires_grad_()
+    result = stream_block(leaf * 1.0, index, block, _row_by_row, bank, gradients, cohort.groups, dropout)
+    (of_stream,) = torch.autograd.grad(result, leaf, grad)
+    return {"stream": result.detach()[index], "grad": of_stream[index], **cohort.of_clients(gradients=gradients)}
 
 
-def _gelu(cohort: Cohort) -> Results:
-    w = cohort.widths
-    x = cohort.rows(0, w.inputs).requires_grad_()
-    y, shrunk = gelu(x, lora_a=cohort.bank(1, w.rank, w.inputs), groups=cohort.groups, dropout=cohort.dropout)
-    assert shrunk is not None
-    (grad,) = torch.autograd.grad(y, x, cohort.rows(2, w.inputs))
-    return {"y": y.detach(), "shrunk": shrunk, "grad": grad}
-
-
-def _swiglu(cohort: Cohort) -> Results:
-    w = cohort.widths
-    gate, up = (cohort.rows(purpose, w.inputs).requires_grad_() for purpose in (0, 1))
-    y, shrunk = swiglu(gate, up, lora_a=cohort.bank(2, w.rank, w.inputs), groups=cohort.groups, dropout=cohort.dropout)
-    assert shrunk is not None
-    grad_gate, grad_up = torch.autograd.grad(y, (gate, up), cohort.rows(3, w.inputs))
-    return {"y": y.detach(), "shrunk": shrunk, "grad_gate": grad_gate, "grad_up": grad_up}
-
-
-def _scatter_add(cohort: Cohort) -> Results:
-    w = cohort.widths
-    stream, y = (cohort.rows(purpose, w.inputs).requires_grad_() for purpose in (0, 1))
-    index = torch.arange(len(stream), device=stream.device)
-    total = scatter_add(stream * 1.0, y, index, cohort.frozen(2, w.inputs))
-    (grad,) = torch.autograd.grad(total, y, cohort.rows(3, w.inputs))
-    return {"sum": total.detach(), "grad": grad}
+def _row_by_row(projected: Sequence[Tensor]) -> Tensor:
+    """In place of an attention, whose bits may depend on how many samples there are: of queries, keys and values."""
+    queries, *others = projected
+    width = queries.shape[1]
+    keys, values = (part.repeat(1, -(-width // part.shape[1]))[:, :width] for part in others)
+    return queries * torch.sigmoid(keys) + values
 
 
 def _low_rank_add(cohort: Cohort) -> Results:
@@ -230,10 +224,8 @@ OPS: dict[str, Callable[[Cohort], Results]] = {
     "lora_linear": _lora,
     "lora_linear, frozen A": _lora_frozen_a,
     "lora_linear, frozen B": _lora_frozen_b,
-    "gather_norm": _norm,
-    "gelu": _gelu,
-    "swiglu": _swiglu,
-    "scatter_add": _scatter_add,
+    "stream_block, ViT": _vit_block,
+    "stream_block, LLaMA": _llama_block,
     "low_rank_add": _low_rank_add,
     "head_cross_entropy": _head,
     "head_logits": _head_logits,

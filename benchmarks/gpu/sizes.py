@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.ops import Widths
 from benchmarks.gpu.shapes import SMALL_VIT, VIT_BASE, VitShape
-from benchmarks.kernels.cases import Sizes, vit_base
+from benchmarks.kernels.cases import Sizes, llama_7b, vit_base
 from fedra_kernels._kernels.configs import Tile
 from fedra_kernels._kernels.product_forms import Form
 
@@ -67,7 +67,8 @@ class ReportSizes:
         products: (rows, inputs, outputs) of torch's matrix products that are measured.
         peak: size of the large product, and of the large copy.
         block: the batch of one block in the kernel benchmarks, on a device.
-        second_layers, second_block: (inputs, outputs) of layers in which forms are tried as well, and their batch.
+        second_block: the batch of a block of a LLaMA.
+        second_layers: (inputs, outputs) of layers at that batch in which forms are tried as well.
         seconds: spent on each provider of a kernel benchmark.
         forms: of the product with the expand that are tried.
         points: of the whole rounds.
@@ -118,11 +119,6 @@ def _vit_products(*rows: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((count, *layer) for count in rows for layer in layers)
 
 
-def llama_block(device: torch.device) -> Sizes:
-    """16 clients × 2,048 tokens at the widths of a 7B LLaMA, bf16, rank 16."""
-    return Sizes(16, 1, 2048, 4096, 14336, 16, 16, 32, 100, torch.bfloat16, device)
-
-
 def _tiny_block(device: torch.device) -> Sizes:
     return Sizes(2, 1, 5, 16, 32, 4, 4, 2, 10, torch.float32, device, torch.float64)
 
@@ -153,7 +149,7 @@ GPU = ReportSizes(
     peak=8192,
     block=vit_base,
     second_layers=((4096, 4096), (4096, 14_336)),
-    second_block=llama_block,
+    second_block=llama_7b,
     seconds=0.15,
     forms=(
         Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=4),

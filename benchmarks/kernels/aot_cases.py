@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels.aot import Resources, compile_only, resources
+from benchmarks.kernels.block_shapes import BlockShape, frozen_zeros
 from fedra_kernels import (
     Dropout,
     RowGroups,
     adamw,
     aggregate,
-    gather_norm,
-    gelu,
     head_cross_entropy,
     lora_linear,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_norms,
-    swiglu,
+    stream_block,
 )
 from fedra_kernels._kernels.configs import NARROW_RANK
 from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
 from fedra_kernels._kernels.lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
-from fedra_kernels.gather_norm import NormKind
+from fedra_kernels._kernels.stream_steps import Activation
 
 
 @dataclass(frozen=True)
@@ -88,21 +86,44 @@ def cases(shapes: Shapes = Shapes()) -> Iterator[Case]:
         yield Case(f"products {_short(dtype)} r{rank}", partial(_products, shapes, dtype, rank, shapes.width))
     # These do not fill the widest tiles.
     yield Case("products bf16 r16 half as wide", partial(_products, shapes, half, 16, shapes.width // 2))
-    for dtype, rank in ((half, 16), (half, 128), (single, 128)):
-        name = f"{_short(dtype)} r{rank} dropout"
-        yield Case(f"gather_norm {name}", partial(_gather_norm, shapes, dtype, rank))
-        yield Case(f"gelu {name}", partial(_activation, shapes, "none", dtype, rank))
-    yield Case("gelu tanh bf16 r16", partial(_activation, shapes, "tanh", half, 16))
-    yield Case("swiglu bf16 r16", partial(_activation, shapes, "swiglu", half, 16))
+    yield from _blocks(shapes)
     for dtype in (half, single):
         yield Case(f"head {_short(dtype)}", partial(_head, shapes, dtype))
-    yield Case("scatter_add bf16", partial(_scatter_add, shapes))
     for dtype, rank in ((half, 32), (half, 128), (single, 32), (single, 128)):
         yield Case(f"low_rank_add {_short(dtype)} r{rank}", partial(_low_rank_add, shapes, dtype, rank))
     yield Case("optimizers fp32", partial(_optimizers, shapes, None))
     yield Case("optimizers fp32, bf16 shadow, zero_grad", partial(_optimizers, shapes, half))
     for dtype in (half, torch.float64):
         yield Case(f"aggregate {_short(dtype)}", partial(_aggregate, shapes, dtype))
+
+
+def _blocks(shapes: Shapes) -> Iterator[Case]:
+    """Blocks of a ViT and of a LLaMA with a quarter of the heads for keys."""
+    half, single = torch.bfloat16, torch.float32
+    vit = BlockShape(shapes.width, shapes.outputs, 4, 4, gated=False, rank=16)
+    llama = replace(vit, key_heads=1, gated=True)
+    scaled, some = replace(vit, scaled=True), replace(vit, without=(1, 3, 4))
+    calls: tuple[tuple[str, BlockShape, torch.dtype, dict[str, Any]], ...] = (
+        ("", scaled, half, {}),
+        (" dropout", scaled, half, {"drop": True}),
+        (" all rows", vit, half, {"indexed": False}),
+        (" tanh", vit, half, {"activation": "gelu_tanh"}),
+        (" frozen A", vit, half, {"frozen": "A"}),
+        (" frozen B", vit, half, {"frozen": "B"}),
+        (" some Linears", some, half, {}),
+        ("", replace(scaled, rank=32), half, {}),
+        ("", replace(vit, rank=128), half, {}),
+        (" dropout", replace(vit, rank=128), half, {"drop": True}),
+        ("", vit, single, {}),
+        (" dropout", replace(scaled, rank=128), single, {"drop": True}),
+        (" SwiGLU", llama, half, {}),
+        (" SwiGLU, dropout", llama, half, {"drop": True}),
+        (" SwiGLU", replace(llama, rank=128), half, {}),
+        (" SwiGLU", llama, single, {}),
+    )
+    for what, shape, dtype, options in calls:
+        name = f"stream_block {_short(dtype)} r{shape.rank}{what}"
+        yield Case(name, partial(_stream_block, shapes, shape, dtype, **options))
 
 
 def measure(architecture: str) -> list[tuple[Case, Resources]]:
@@ -159,27 +180,36 @@ def _products(shapes: Shapes, dtype: torch.dtype, rank: int, width: int) -> None
         lora_single_pass(*single)
 
 
-def _gather_norm(shapes: Shapes, dtype: torch.dtype, rank: int) -> None:
-    hidden = torch.zeros(2 * shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
-    index, ones = torch.arange(shapes.rows), torch.ones(shapes.width, dtype=dtype)
-    banks = [shapes.bank(rank, shapes.width, dtype=dtype)] * 3
-    cases: tuple[tuple[NormKind, Tensor | None], ...] = (("layer", ones), ("rms", None))
-    for kind, bias in cases:
-        x, _ = gather_norm(
-            hidden, index, ones, bias, kind=kind, eps=1e-6,
-            lora_a=banks, groups=shapes.groups(), dropout=[shapes.dropout()] * 3,
-        )  # fmt: skip
-        x.backward(torch.zeros_like(x))
-
-
-def _activation(shapes: Shapes, kind: Literal["none", "tanh", "swiglu"], dtype: torch.dtype, rank: int) -> None:
-    x = torch.zeros(shapes.rows, shapes.outputs, dtype=dtype, requires_grad=True)
-    bank = shapes.bank(rank, shapes.outputs, dtype=dtype)
-    if kind == "swiglu":
-        y, _ = swiglu(x, x, lora_a=bank, groups=shapes.groups(), dropout=shapes.dropout())
-    else:
-        y, _ = gelu(x, approximate=kind, lora_a=bank, groups=shapes.groups(), dropout=shapes.dropout())
-    y.backward(torch.zeros_like(y))
+def _stream_block(
+    shapes: Shapes,
+    shape: BlockShape,
+    dtype: torch.dtype,
+    *,
+    activation: Activation | None = None,
+    drop: bool = False,
+    indexed: bool = True,
+    frozen: str = "",
+) -> None:
+    draw = frozen_zeros(dtype, torch.device("cpu"))
+    block = shape.block(draw)
+    if activation is not None:
+        block = replace(block, activation=activation)
+    bank = shapes.bank(shape.slot_size, dtype=dtype)
+    stream = draw(2 * shapes.rows if indexed else shapes.rows, shapes.width).requires_grad_()
+    result = stream_block(
+        stream * 1.0,
+        torch.arange(shapes.rows) if indexed else None,
+        block,
+        # Of every output, so that every one gets a gradient; what lies between is no kernel of this project.
+        lambda projected: projected[0] + projected[1].sum() + projected[2].sum(),
+        bank,
+        torch.zeros_like(bank, dtype=torch.float32),
+        shapes.groups(),
+        [shapes.dropout() if number in shape.adapted else None for number in range(len(shape.linears))] if drop else (),
+        trains_a=frozen != "A",
+        trains_b=frozen != "B",
+    )
+    result.backward(torch.zeros_like(result))
 
 
 def _head(shapes: Shapes, dtype: torch.dtype) -> None:
@@ -189,11 +219,6 @@ def _head(shapes: Shapes, dtype: torch.dtype) -> None:
     labels = torch.zeros(shapes.rows, dtype=torch.int64)
     losses, _ = head_cross_entropy(features, weight, bias, labels, shapes.groups(), *sinks)
     losses.backward(torch.ones_like(losses))
-
-
-def _scatter_add(shapes: Shapes) -> None:
-    hidden, rows = (torch.zeros(size, shapes.width, dtype=torch.bfloat16) for size in (2 * shapes.rows, shapes.rows))
-    scatter_add(hidden, rows, torch.arange(shapes.rows), torch.ones(shapes.width, dtype=torch.bfloat16))
 
 
 def _low_rank_add(shapes: Shapes, dtype: torch.dtype, rank: int) -> None:

@@ -79,6 +79,11 @@ def vit_base(device: torch.device) -> Sizes:
     return Sizes(64, 16, 197, 768, 3072, 16, 64 * 7, 12, 100, torch.bfloat16, device)
 
 
+def llama_7b(device: torch.device) -> Sizes:
+    """16 clients × 2,048 tokens in a block of a LLaMA of 7 billion parameters, bf16, rank 16."""
+    return Sizes(16, 1, 2048, 4096, 14336, 16, 16, 32, 100, torch.bfloat16, device)
+
+
 def cpu_sizes() -> Sizes:
     """What one CPU thread does in milliseconds, in float32."""
     return Sizes(8, 4, 17, 192, 768, 8, 64, 12, 10, torch.float32, torch.device("cpu"), torch.float64)
@@ -123,6 +128,12 @@ def _copy(count: int, device: torch.device, _: Any) -> Call:
     source = torch.randint(0, 256, (count // 2,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
+
+
+def rows_of_the_block(sizes: Sizes) -> Tensor:
+    """int64 [rows]: of a stream of twice as many rows those of every second sample, in which the block is held."""
+    samples = torch.arange(sizes.clients * sizes.samples, device=sizes.device) * 2
+    return (samples[:, None] * sizes.tokens + torch.arange(sizes.tokens, device=sizes.device)).flatten()
 
 
 def compiled(function: Compilable) -> Compilable:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels.cases import cpu_sizes, vit_base
+from benchmarks.kernels.cases import cpu_sizes, llama_7b, vit_base
 from benchmarks.kernels.measure import kernel_cases, measure_kernels, measured_peaks, versions
 from benchmarks.kernels.report import (
     expected_records,
@@ -33,8 +33,8 @@ def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | 
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     sizes = vit_base(device) if gpu else cpu_sizes()
-    cases = kernel_cases(sizes)
-    full = kernel_cases(vit_base(torch.device("cuda")))
+    full = kernel_cases(vit_base(torch.device("cuda")), llama_7b(torch.device("cuda")))
+    cases = kernel_cases(sizes, llama_7b(device) if gpu else sizes)
     if not gpu:
         torch.set_num_threads(1)
         console.print(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cases import ENGINE, Case, Sizes, memory_case, random
+from benchmarks.kernels.cases import ENGINE, Case, Sizes, memory_case, random, rows_of_the_block
 from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import Pass, Work
 from fedra_kernels import low_rank_add
@@ -45,11 +45,9 @@ def low_rank_cases(sizes: Sizes) -> Iterator[Case]:
 
 def _inputs(sizes: Sizes, generator: torch.Generator) -> LowRankInputs:
     draw = partial(random, generator, dtype=sizes.dtype)
-    samples = torch.arange(sizes.clients * sizes.samples, device=sizes.device) * 2
-    index = (samples[:, None] * sizes.tokens + torch.arange(sizes.tokens, device=sizes.device)).flatten()
     return LowRankInputs(
         stream=draw(2 * sizes.rows, sizes.width),
-        index=index,
+        index=rows_of_the_block(sizes),
         down=draw(sizes.width, _RANK, scale=sizes.width**-0.5),
         up=draw(_RANK, sizes.width, scale=_SMALL),
         shift=draw(_RANK),

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from benchmarks.kernels.blocks import block_cases
 from benchmarks.kernels.cases import COMPILED, Case, Sizes
 from benchmarks.kernels.lora import lora_cases
 from benchmarks.kernels.low_rank import low_rank_cases
@@ -32,9 +33,10 @@ class KernelMeasurement:
     error: str = ""
 
 
-def kernel_cases(sizes: Sizes) -> list[Case]:
-    """Every op of `fedra_kernels` at these sizes; nothing is allocated yet."""
-    return list(chain(lora_cases(sizes), row_cases(sizes), low_rank_cases(sizes), slot_cases(sizes)))
+def kernel_cases(sizes: Sizes, llama: Sizes) -> list[Case]:
+    """Every op of `fedra_kernels` at these sizes of a ViT, and a block of a LLaMA at its own; nothing is allocated."""
+    cases = lora_cases(sizes), row_cases(sizes), block_cases(sizes, llama), low_rank_cases(sizes), slot_cases(sizes)
+    return list(chain(*cases))
 
 
 def measure_kernels(

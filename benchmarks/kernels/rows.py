@@ -1,171 +1,258 @@
-"""The ops between a block's products: norms with gather, activations, the residual sum."""
+"""The steps of a block on the residual stream around its products: norms, activations, and what a read of dY gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, memory_case, random
+from benchmarks.kernels.block_shapes import SCALE, BlockShape, vit_shape
+from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, memory_case, random, rows_of_the_block
 from benchmarks.kernels.timing import Call
-from benchmarks.kernels.work import traffic
-from fedra_kernels import RowGroups, gather_norm, gelu, scatter_add, swiglu
+from benchmarks.kernels.work import Pass, Work, traffic
+from fedra_kernels import RowGroups, StreamBlock
+from fedra_kernels._kernels.stream_steps import NormedRows, StreamSteps
+from fedra_kernels._kernels.stream_torch import TorchSteps
+from fedra_kernels._kernels.stream_triton import TritonSteps
+from fedra_kernels.dispatch import use_triton
 
-_EPS = 1e-6
-_SHRINKS = 3
-"""Adapters that read a norm: query, key and value."""
+_SUMMED_ROWS = 512
+"""Rows of a client for which a program of the kernels sums up gradients of adapters, in float32."""
 
 
 @dataclass(frozen=True)
-class RowInputs:
-    """A block's rows and what reads them.
+class StepInputs:
+    """A block, its rows, and what earlier steps have left.
 
     Attributes:
-        stream: [2 · rows, width], the residual stream, of whose samples every second one holds the block.
-        index: int64 [rows], the block's rows of the stream.
-        rows: [rows, features]; `other`: the same again.
-        weight, bias: [width] of the norm.
-        lora_a: [clients, rank, features].
+        stream: [2 · rows, width], of whose samples every second one holds the block; `index`: int64 [rows], these rows.
+        rows, grad: [rows, width], what a norm has read, and a gradient; mean, inverse: float32 [rows], of `rows`.
+        wide: [rows, hidden], or gate and up side by side, what the activation reads.
+        y, grad_y: [rows, hidden], the activation and its gradient.
+        shrunk: [rows, rank], S or dS of an adapter.
+        bank: [clients, slot size].
     """
 
+    shape: BlockShape
+    block: StreamBlock
     stream: Tensor
     index: Tensor
     rows: Tensor
-    other: Tensor
-    weight: Tensor
-    bias: Tensor
-    lora_a: Tensor
+    grad: Tensor
+    mean: Tensor
+    inverse: Tensor
+    wide: Tensor
+    y: Tensor
+    grad_y: Tensor
+    shrunk: Tensor
+    bank: Tensor
     groups: RowGroups
 
-    def requiring_grad(self) -> RowInputs:
-        """The same with stream, rows and other as leaves of autograd."""
-        stream, rows, other = (each.detach().requires_grad_() for each in (self.stream, self.rows, self.other))
-        return replace(self, stream=stream, rows=rows, other=other)
+    @cached_property
+    def steps(self) -> StreamSteps:
+        """Those of the path that the tensors' device takes."""
+        kind = TritonSteps if use_triton(self.stream) else TorchSteps
+        gradients = torch.zeros_like(self.bank, dtype=torch.float32)
+        return kind(self.bank, gradients, True, True, self.groups, (), self.shape.first_b)
+
+    @property
+    def normed(self) -> NormedRows:
+        """`rows` as a norm keeps them."""
+        return NormedRows(self.rows, self.mean, self.inverse, self.block.norm1)
+
+    def by_client(self, rows: Tensor) -> Tensor:
+        """[clients, rows of a client, features]."""
+        return rows.unflatten(0, (len(self.bank), -1))
 
 
-Function = Callable[[RowInputs], tuple[Tensor, ...]]
-"""From inputs that may require gradients to the output that is differentiated and what else the op makes."""
+Function = Callable[[StepInputs], tuple[Tensor, ...]]
+"""What a step makes; the engine keeps sums for gradients of adapters, which come last, to itself."""
 
 
 def row_cases(sizes: Sizes) -> Iterator[Case]:
-    """Every op in the modes it has in training, gradients kept for backward where that costs traffic."""
+    """The steps of a ViT's block with adapters on all Linears and LayerScale, and SwiGLU in the place of GELU."""
     width, hidden = sizes.rows * sizes.width * sizes.itemsize, sizes.rows * sizes.hidden * sizes.itemsize
     shrunk = sizes.rows * sizes.rank * sizes.itemsize
-    # Forward also writes the gathered rows for backward; backward fills the gradient of the whole stream.
-    for kernel, features, functions, forward, backward in (
-        ("gather_norm + 3 S", sizes.width, _NORM_FUNCTIONS, 3 * width + _SHRINKS * shrunk, 5 * width),
-        ("gelu + S", sizes.hidden, _GELU_FUNCTIONS, 2 * hidden + shrunk, 3 * hidden),
-        ("swiglu + S", sizes.hidden, _SWIGLU_FUNCTIONS, 3 * hidden + shrunk, 5 * hidden),
+    programs = sizes.clients * -(-sizes.samples * sizes.tokens // _SUMMED_ROWS)
+    sums, wide_sums = (4 * programs * sizes.rank * features for features in (sizes.width, sizes.hidden))
+    plain = replace(vit_shape(sizes), scaled=True)
+    gated = replace(plain, gated=True)
+    # Rows that are read through an index are also written one after another, for backward.
+    for kernel, mode, shape, features, moved, functions in (
+        ("norm + 3 S", "forward", plain, sizes.width, 3 * width + 3 * shrunk, _NORM),
+        ("norm + 3 S", "backward", plain, sizes.width, 4 * width, _NORM_BACKWARD),
+        ("GELU + S", "forward", plain, sizes.hidden, 2 * hidden + shrunk, _GELU),
+        ("GELU + S", "backward", plain, sizes.hidden, 3 * hidden + shrunk + wide_sums, _GELU_BACKWARD),
+        ("SwiGLU + S", "forward", gated, sizes.hidden, 3 * hidden + shrunk, _SWIGLU),
+        ("SwiGLU + S", "backward", gated, sizes.hidden, 5 * hidden + shrunk + wide_sums, _SWIGLU_BACKWARD),
+        ("dS + dB of the stream's rows", "backward", plain, sizes.width, 2 * width + 2 * shrunk + sums, _OUTPUT),
     ):
-        yield _case(sizes, kernel, "forward", features, forward, functions)
-        yield _case(sizes, kernel, "backward", features, backward, functions)
-    yield _case(sizes, "scatter_add", "forward", sizes.width, 3 * width, _SCATTER_FUNCTIONS)
+        inputs = partial(_inputs, sizes, shape)
+        yield memory_case(kernel, mode, str(features), traffic(moved), sizes.device, inputs, _providers(functions))
+    rows, rank = sizes.rows, sizes.rank
+    low_rank, product = 2.0 * rows * rank, 2.0 * rows * sizes.width * sizes.hidden
+    work = Work(
+        (
+            Pass(2 * low_rank * sizes.hidden, 3 * hidden + 2 * shrunk + 2 * wide_sums),
+            Pass(
+                product + low_rank * (sizes.hidden + sizes.width),
+                hidden + width + shrunk + sizes.width * sizes.hidden * sizes.itemsize,
+            ),
+            Pass(low_rank * sizes.width, width + shrunk + sums),
+        )
+    )
+    yield _linear_before_gelu(sizes, plain, work)
 
 
-def _case(
-    sizes: Sizes,
-    kernel: str,
-    mode: str,
-    features: int,
-    moved: int,
-    functions: dict[str, Function],
-) -> Case:
-    make = _timed_backward if mode == "backward" else _timed_forward
-    providers = {name: _Provider(make, function) for name, function in functions.items()}
-    if kernel != "scatter_add":
-        providers[f"{COMPILED} of eager"] = _Provider(make, functions["eager"], compile=True)
-
-    def inputs(generator: torch.Generator) -> RowInputs:
-        return _inputs(sizes, features, generator)
-
-    return memory_case(kernel, mode, str(features), traffic(moved), sizes.device, inputs, providers)
+def _linear_before_gelu(sizes: Sizes, shape: BlockShape, work: Work) -> Case:
+    """From the gradient of GELU to that of the input of the Linear before it, and dA and dB of the Linears around."""
+    providers = _providers(_LINEAR_BEFORE_GELU) | {"frozen": partial(_timed, _frozen_linear)}
+    x = f"{sizes.width}→{sizes.hidden}"
+    return Case("GELU + the Linear before it", "backward", x, work, "frozen", partial(_inputs, sizes, shape), providers)
 
 
-@dataclass(frozen=True)
-class _Provider:
-    make: Callable[[Function, RowInputs], Call]
-    function: Function
-    compile: bool = False
-
-    def __call__(self, inputs: RowInputs) -> Call:
-        return self.make(compiled(self.function) if self.compile else self.function, inputs)
+def _providers(functions: Mapping[str, Function]) -> dict[str, Callable[[StepInputs], Call]]:
+    made = {name: partial(_timed, function) for name, function in functions.items()}
+    return {**made, f"{COMPILED} of eager": lambda inputs: _timed(compiled(functions["eager"]), inputs)}
 
 
-def _timed_forward(function: Function, inputs: RowInputs) -> Call:
-    if function in _SCATTER_FUNCTIONS.values():
-        return lambda: function(inputs)
-    leaves = inputs.requiring_grad()
-    return torch.enable_grad()(lambda: function(leaves))
+def _timed(function: Function, inputs: StepInputs) -> Call:
+    return lambda: function(inputs)
 
 
-def _timed_backward(function: Function, inputs: RowInputs) -> Call:
-    leaves = inputs.requiring_grad()
-    with torch.enable_grad():
-        y = function(leaves)[0]
-    upstream = torch.randn_like(y)
-    wanted = [leaves.stream, leaves.rows, leaves.other]
-    return lambda: torch.autograd.grad(y, wanted, upstream, retain_graph=True, allow_unused=True)
-
-
-def _inputs(sizes: Sizes, features: int, generator: torch.Generator) -> RowInputs:
-    dtype, device = sizes.dtype, sizes.device
-    samples = torch.arange(sizes.clients * sizes.samples, device=device) * 2
-    index = (samples[:, None] * sizes.tokens + torch.arange(sizes.tokens, device=device)).flatten()
-    return RowInputs(
-        stream=random(generator, 2 * sizes.rows, sizes.width, dtype=dtype),
-        index=index,
-        rows=random(generator, sizes.rows, features, dtype=dtype),
-        other=random(generator, sizes.rows, features, dtype=dtype),
-        weight=random(generator, sizes.width, dtype=dtype),
-        bias=random(generator, sizes.width, dtype=dtype),
-        lora_a=random(generator, sizes.clients, sizes.rank, features, dtype=dtype, scale=features**-0.5),
+def _inputs(sizes: Sizes, shape: BlockShape, generator: torch.Generator) -> StepInputs:
+    draw = partial(random, generator, dtype=sizes.dtype)
+    rows = draw(sizes.rows, sizes.width)
+    exact, block = rows.float(), shape.block(draw)
+    bank = draw(sizes.clients, shape.slot_size, scale=sizes.hidden**-0.5)
+    return StepInputs(
+        shape=shape,
+        block=block,
+        stream=draw(2 * sizes.rows, sizes.width),
+        index=rows_of_the_block(sizes),
+        rows=rows,
+        grad=draw(sizes.rows, sizes.width),
+        mean=exact.mean(1),
+        inverse=torch.rsqrt(exact.var(1, correction=0) + block.norm1.eps),
+        wide=draw(sizes.rows, sizes.hidden * (2 if shape.gated else 1)),
+        y=draw(sizes.rows, sizes.hidden),
+        grad_y=draw(sizes.rows, sizes.hidden),
+        shrunk=draw(sizes.rows, sizes.rank),
+        bank=bank,
         groups=sizes.groups(),
     )
 
 
-def _shrunk(i: RowInputs, y: Tensor, times: int = 1) -> tuple[Tensor, ...]:
-    y3 = y.detach().unflatten(0, (i.lora_a.shape[0], -1))
-    return tuple(torch.bmm(y3, i.lora_a.transpose(1, 2)) for _ in range(times))
+def _norm(i: StepInputs) -> tuple[Tensor, ...]:
+    x, normed, shrunk = i.steps.normalize(i.stream, i.index, i.block.norm1, i.block.attention_inputs)
+    return x, normed.rows, *shrunk
 
 
-def _norm(i: RowInputs) -> tuple[Tensor, ...]:
-    banks = [i.lora_a] * _SHRINKS
-    x, shrunk = gather_norm(i.stream, i.index, i.weight, i.bias, kind="layer", eps=_EPS, lora_a=banks, groups=i.groups)
-    return x, *shrunk
+def _eager_norm(i: StepInputs) -> tuple[Tensor, ...]:
+    norm, rows = i.block.norm1, i.stream[i.index]
+    x = F.layer_norm(rows, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    of_clients = i.by_client(x)
+    shrunk = (torch.bmm(of_clients, a.transpose(1, 2)).flatten(0, 1) for a in i.block.attention_inputs.lora_a(i.bank))
+    return x, rows, *shrunk
 
 
-def _eager_norm(i: RowInputs) -> tuple[Tensor, ...]:
-    y = F.layer_norm(i.stream[i.index], i.weight.shape, i.weight, i.bias, _EPS)
-    return y, *_shrunk(i, y, _SHRINKS)
+def _norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
+    return (i.steps.norm_gradient(i.grad, i.normed, i.rows, None, i.stream, i.index),)
 
 
-def _gelu(i: RowInputs) -> tuple[Tensor, ...]:
-    y, shrunk = gelu(i.rows, lora_a=i.lora_a, groups=i.groups)
-    return (y,) if shrunk is None else (y, shrunk)
+def _eager_norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
+    norm = i.block.norm1
+    grad, *_ = torch.ops.aten.native_layer_norm_backward(
+        i.grad, i.rows, norm.weight.shape, i.mean[:, None], i.inverse[:, None], norm.weight, norm.bias,
+        [True, False, False],
+    )  # fmt: skip
+    return (i.stream.index_copy_(0, i.index, grad + i.rows),)
 
 
-def _eager_gelu(i: RowInputs) -> tuple[Tensor, ...]:
-    y = F.gelu(i.rows)
-    return y, *_shrunk(i, y)
+def _activate(i: StepInputs) -> tuple[Tensor, ...]:
+    y, shrunk = i.steps.activate(i.wide, i.block.activation, i.block.mlp_output)
+    return y, *shrunk
 
 
-def _swiglu(i: RowInputs) -> tuple[Tensor, ...]:
-    y, shrunk = swiglu(i.rows, i.other, lora_a=i.lora_a, groups=i.groups)
-    return (y,) if shrunk is None else (y, shrunk)
+def _with_shrink(i: StepInputs, y: Tensor) -> tuple[Tensor, ...]:
+    (lora_a,) = i.block.mlp_output.lora_a(i.bank)
+    return y, torch.bmm(i.by_client(y), lora_a.transpose(1, 2)).flatten(0, 1)
 
 
-def _eager_swiglu(i: RowInputs) -> tuple[Tensor, ...]:
-    y = F.silu(i.rows) * i.other
-    return y, *_shrunk(i, y)
+def _eager_gelu(i: StepInputs) -> tuple[Tensor, ...]:
+    return _with_shrink(i, F.gelu(i.wide))
 
 
-_NORM_FUNCTIONS: dict[str, Function] = {ENGINE: _norm, "eager": _eager_norm}
-_GELU_FUNCTIONS: dict[str, Function] = {ENGINE: _gelu, "eager": _eager_gelu}
-_SWIGLU_FUNCTIONS: dict[str, Function] = {ENGINE: _swiglu, "eager": _eager_swiglu}
-_SCATTER_FUNCTIONS: dict[str, Function] = {
-    ENGINE: lambda i: (scatter_add(i.stream, i.rows, i.index),),
-    "eager": lambda i: (i.stream.index_add_(0, i.index, i.rows),),
-}
+def _eager_swiglu(i: StepInputs) -> tuple[Tensor, ...]:
+    gate, up = i.wide.chunk(2, dim=1)
+    return _with_shrink(i, F.silu(gate) * up)
+
+
+def _activation_backward(i: StepInputs) -> tuple[Tensor, ...]:
+    block = i.block
+    return (i.steps.activation_gradient(i.grad_y, i.wide, block.activation, block.mlp_output, [i.shrunk]),)
+
+
+def _eager_gelu_backward(i: StepInputs) -> tuple[Tensor, ...]:
+    """`y` has been kept."""
+    return torch.ops.aten.gelu_backward(i.grad_y, i.wide), _outer(i, i.shrunk, i.y)
+
+
+def _eager_swiglu_backward(i: StepInputs) -> tuple[Tensor, ...]:
+    gate, up = i.wide.chunk(2, dim=1)
+    of_gate = torch.ops.aten.silu_backward(i.grad_y * up, gate)
+    return torch.cat([of_gate, i.grad_y * F.silu(gate)], dim=1), _outer(i, i.shrunk, i.y)
+
+
+def _outer(i: StepInputs, left: Tensor, right: Tensor) -> Tensor:
+    """The sums of a factor's gradient, [clients, features of left, features of right]."""
+    return torch.bmm(i.by_client(left).transpose(1, 2), i.by_client(right))
+
+
+def _output(i: StepInputs) -> tuple[Tensor, ...]:
+    (grad,), (grad_shrunk, *_) = i.steps.output_gradient(
+        [i.stream], i.block.mlp_output, [i.shrunk], i.index, i.block.scale2
+    )
+    return grad, grad_shrunk
+
+
+def _eager_output(i: StepInputs) -> tuple[Tensor, ...]:
+    assert i.block.scale2 is not None
+    grad = i.stream[i.index] * i.block.scale2
+    (lora_b,) = i.block.mlp_output.lora_b(i.bank)
+    return grad, torch.bmm(i.by_client(grad), lora_b).flatten(0, 1) * SCALE, _outer(i, grad, i.shrunk)
+
+
+def _linear(i: StepInputs) -> tuple[Tensor, ...]:
+    block = i.block
+    around = block.mlp_output, [i.shrunk], block.mlp_inputs, [i.shrunk]
+    return (i.steps.mlp_gradient(i.grad_y, i.wide, block.activation, *around, i.normed),)
+
+
+def _eager_linear(i: StepInputs) -> tuple[Tensor, ...]:
+    """The norm of `rows`, which has been kept, is taken to be `grad`."""
+    layer = i.block.mlp_inputs
+    (lora_a,), (lora_b,) = layer.lora_a(i.bank), layer.lora_b(i.bank)
+    of_wide = torch.ops.aten.gelu_backward(i.grad_y, i.wide)
+    grad_shrunk = torch.bmm(i.by_client(of_wide), lora_b) * SCALE
+    of_x = torch.baddbmm(i.by_client(of_wide @ layer.weight), grad_shrunk, lora_a).flatten(0, 1)
+    grad_a = _outer(i, i.shrunk, i.y), _outer(i, grad_shrunk.flatten(0, 1), i.grad)
+    return of_x, *grad_a, _outer(i, of_wide, i.shrunk)
+
+
+def _frozen_linear(i: StepInputs) -> tuple[Tensor, ...]:
+    return (i.grad_y @ i.block.mlp_inputs.weight,)
+
+
+_NORM: dict[str, Function] = {ENGINE: _norm, "eager": _eager_norm}
+_NORM_BACKWARD: dict[str, Function] = {ENGINE: _norm_backward, "eager": _eager_norm_backward}
+_GELU: dict[str, Function] = {ENGINE: _activate, "eager": _eager_gelu}
+_GELU_BACKWARD: dict[str, Function] = {ENGINE: _activation_backward, "eager": _eager_gelu_backward}
+_SWIGLU: dict[str, Function] = {ENGINE: _activate, "eager": _eager_swiglu}
+_SWIGLU_BACKWARD: dict[str, Function] = {ENGINE: _activation_backward, "eager": _eager_swiglu_backward}
+_OUTPUT: dict[str, Function] = {ENGINE: _output, "eager": _eager_output}
+_LINEAR_BEFORE_GELU: dict[str, Function] = {ENGINE: _linear, "eager": _eager_linear}

@@ -145,17 +145,20 @@ def match_fused_block(
             return None
         layers.append(layer)
         first += len(of_input)
-    block = StreamBlock(
-        norm1=parts.norm1,
-        attention_inputs=layers[0],
-        attention_output=layers[1],
-        scale1=parts.scale1,
-        norm2=parts.norm2,
-        mlp_inputs=layers[2],
-        activation=parts.activation,
-        mlp_output=layers[3],
-        scale2=parts.scale2,
-    )
+    try:
+        block = StreamBlock(
+            norm1=parts.norm1,
+            attention_inputs=layers[0],
+            attention_output=layers[1],
+            scale1=parts.scale1,
+            norm2=parts.norm2,
+            mlp_inputs=layers[2],
+            activation=parts.activation,
+            mlp_output=layers[3],
+            scale2=parts.scale2,
+        )
+    except ValueError:
+        return None
     core = AttentionCore(parts.attention, parts.attention_inputs, output)
     return FusedBlock(plain.block, block, linears, core, context, plain.position, plain.arguments)
 

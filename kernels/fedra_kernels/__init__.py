@@ -1,11 +1,9 @@
 """Grouped LoRA ops for many clients in one launch: Triton on a GPU, torch on a CPU."""
 
-from .activation import activation_reference, gelu, swiglu
 from .adamw import adamw, adamw_reference
 from .aggregate import aggregate, aggregate_reference, finish_aggregate
 from .dropout import Dropout, dropout_key, dropout_keys, dropout_mask
 from .frozen_linear import FrozenLinear
-from .gather_norm import gather_norm, gather_norm_reference
 from .groups import RowGroups, to_device
 from .head import head_cross_entropy, head_cross_entropy_reference
 from .head_logits import head_logits, head_logits_reference
@@ -18,7 +16,6 @@ from .pre_norm_block import (
     pre_norm_block,
     pre_norm_block_reference,
 )
-from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_changes, squared_changes_reference, squared_norms, squared_norms_reference
 from .stream_block import AdaptedLayer, GradientHandOver, Norm, StreamBlock, stream_block, stream_block_reference
@@ -34,7 +31,6 @@ __all__ = [
     "PreNormBlock",
     "RowGroups",
     "StreamBlock",
-    "activation_reference",
     "adamw",
     "adamw_reference",
     "aggregate",
@@ -43,9 +39,6 @@ __all__ = [
     "dropout_keys",
     "dropout_mask",
     "finish_aggregate",
-    "gather_norm",
-    "gather_norm_reference",
-    "gelu",
     "head_cross_entropy",
     "head_cross_entropy_reference",
     "head_logits",
@@ -56,8 +49,6 @@ __all__ = [
     "low_rank_add_reference",
     "pre_norm_block",
     "pre_norm_block_reference",
-    "scatter_add",
-    "scatter_add_reference",
     "sgd",
     "sgd_reference",
     "squared_changes",
@@ -66,6 +57,5 @@ __all__ = [
     "squared_norms_reference",
     "stream_block",
     "stream_block_reference",
-    "swiglu",
     "to_device",
 ]

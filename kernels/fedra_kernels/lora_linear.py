@@ -59,7 +59,7 @@ def lora_linear(
             be wider than the bank's. None where A is frozen: dA is not computed.
         grad_b: gradient sink shaped as lora_b, or None where B is frozen.
         dropout: LoRA dropout on the adapter's input; None for none.
-        shrunk: [rows, rank], drop(x) A_k^T as the op that made x returned it; None: computed here.
+        shrunk: [rows, rank], drop(x) A_k^T, without the factor 1 / (1 - p), if it is known; None: computed here.
         input_first: the weight is stored as [in, out].
 
     Returns:

@@ -16,53 +16,32 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ._kernels.adapted_layer import AdaptedLayer
-from ._kernels.checks import check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
+from ._kernels.checks import (
+    check_bank,
+    check_device,
+    check_index,
+    check_like,
+    check_shape,
+    check_sink,
+    check_stream,
+    stream_rows,
+)
+from ._kernels.frozen_block import StreamBlock
 from ._kernels.norm import Norm
 from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 from ._kernels.stream_torch import TorchSteps
 from ._kernels.stream_triton import TritonSteps
-from .activation import activation_reference
 from .dispatch import use_triton
 from .dropout import Dropout
-from .gather_norm import gather_norm_reference
 from .groups import RowGroups
 from .lora_linear import lora_linear_reference
 
 Attend = Callable[[Sequence[Tensor]], Tensor]
 """The core of an attention: from the outputs [rows, out] of the Linears that read the norm to the input [rows, in] of
 the last Linear; made of differentiable operations."""
-
-
-@dataclass(frozen=True)
-class StreamBlock:
-    """The frozen parts of a block: x += scale1 · attention(norm1(x)); x += scale2 · mlp(norm2(x)).
-
-    Attributes:
-        norm1, norm2: the norms before attention and MLP.
-        attention_inputs: the Linears that read the first norm, such as query, key and value.
-        attention_output: the attention's last Linear.
-        scale1, scale2: LayerScale [features], or None for 1.
-        mlp_inputs: the Linear that reads the second norm; with `swiglu` two, gate and up.
-        activation: between them and `mlp_output`.
-        mlp_output: the MLP's last Linear.
-    """
-
-    norm1: Norm
-    attention_inputs: AdaptedLayer
-    attention_output: AdaptedLayer
-    scale1: Tensor | None
-    norm2: Norm
-    mlp_inputs: AdaptedLayer
-    activation: Activation
-    mlp_output: AdaptedLayer
-    scale2: Tensor | None
-
-    @property
-    def layers(self) -> tuple[AdaptedLayer, ...]:
-        """All layers, in the order of the Linears whose dropout is given."""
-        return self.attention_inputs, self.attention_output, self.mlp_inputs, self.mlp_output
 
 
 class GradientHandOver:
@@ -163,7 +142,7 @@ def stream_block_reference(
         banks = dict(zip(layer.members, zip(layer.lora_a(bank), layer.lora_b(bank), strict=True), strict=True))
         for member, (weight, bias) in enumerate(layer.parts()):
             if member not in banks:
-                outputs.append(torch.nn.functional.linear(x, weight, bias))
+                outputs.append(F.linear(x, weight, bias))
                 continue
             drop = dropout[layer.first + member] if dropout else None
             outputs.append(lora_linear_reference(x, weight, bias, *banks[member], groups, layer.scale, drop))
@@ -172,19 +151,28 @@ def stream_block_reference(
     def add(rows: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
         return rows + (y if scale is None else y * scale)
 
-    everything = torch.arange(groups.rows, device=stream.device)
     rows = stream_rows(stream) if index is None else stream_rows(stream)[index]
-    norm1, norm2 = block.norm1, block.norm2
-    x = gather_norm_reference(rows, everything, norm1.weight, norm1.bias, kind=norm1.kind, eps=norm1.eps)
+    x = _norm(rows, block.norm1)
     (attended,) = adapted(attend(adapted(x, block.attention_inputs)), block.attention_output)
     rows = add(rows, attended, block.scale1)
-    x = gather_norm_reference(rows, everything, norm2.weight, norm2.bias, kind=norm2.kind, eps=norm2.eps)
-    wide = adapted(x, block.mlp_inputs)
-    y = activation_reference(block.activation, wide[0], wide[1] if len(wide) > 1 else None)
+    y = _activation(adapted(_norm(rows, block.norm2), block.mlp_inputs), block.activation)
     (found,) = adapted(y, block.mlp_output)
     rows = add(rows, found, block.scale2)
     result = rows if index is None else stream_rows(stream).index_copy(0, index, rows)
     return result.view(stream.shape)
+
+
+def _norm(rows: Tensor, norm: Norm) -> Tensor:
+    if norm.kind == "layer":
+        return F.layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
+    return F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+
+
+def _activation(wide: Sequence[Tensor], kind: Activation) -> Tensor:
+    if kind == "swiglu":
+        gate, up = wide
+        return F.silu(gate) * up
+    return F.gelu(wide[0], approximate="none" if kind == "gelu" else "tanh")
 
 
 @dataclass(frozen=True)
@@ -309,6 +297,7 @@ def _backward(
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
     of_attended = steps.input_gradient(of_output, last, narrow)
     steps.factor_gradient(kept.attended.detach(), last, narrow)
+    # An attention may expand its gradients, or permute them; kernels read rows.
     of_leaves = [part.contiguous() for part in torch.autograd.grad(kept.attended, kept.leaves, of_attended)]
     of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
     steps.factor_gradient(kept.first, block.attention_inputs, narrow)
@@ -331,6 +320,7 @@ def _check(
 ) -> None:
     check_stream("stream", stream)
     check_shape("stream", stream, (*stream.shape[:-1], block.norm1.weight.shape[0]))
+    check_like("stream", stream, "block", block.norm1.weight)
     rows = stream_rows(stream.detach())
     if index is not None:
         check_index("index", index, "stream", rows)
@@ -339,11 +329,28 @@ def _check(
         raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {count}")
     check_shape("bank", bank, (None, None))
     check_like("bank", bank, "stream", stream)
+    check_bank("bank", bank)
+    if bank.shape[1] < block.slot_size:
+        raise ValueError(f"bank: found {bank.shape[1]} entries of a slot, expected at least {block.slot_size}")
     if gradients is not None:
         check_sink("gradients", gradients, bank, "stream", stream)
     if groups.smallest_bank > bank.shape[0]:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {bank.shape[0]}")
     check_device("groups", groups, "stream", stream)
+    _check_dropout(block, groups, dropout, stream)
+
+
+def _check_dropout(block: StreamBlock, groups: RowGroups, dropout: Sequence[Dropout | None], stream: Tensor) -> None:
+    if not dropout:
+        return
     linears = sum(len(layer.widths) for layer in block.layers)
-    if dropout and len(dropout) != linears:
+    if len(dropout) != linears:
         raise ValueError(f"dropout: found {len(dropout)}, expected {linears} as the block has Linears")
+    drops = [dropout[layer.first + member] for layer in block.layers for member in layer.members]
+    rates = [None if drop is None else drop.p for drop in drops]
+    if len(set(rates)) > 1 or None in rates:
+        raise ValueError(f"dropout: found p {rates}, expected one p for all adapters")
+    for drop in drops:
+        assert drop is not None
+        check_shape("dropout.keys", drop.keys, (len(groups),))
+        check_device("dropout.keys", drop.keys, "stream", stream)

@@ -1,38 +1,45 @@
 """The other ops on a GPU at real sizes against their float64 references."""
 
+from functools import partial
+from itertools import count
+
 import pytest
 import torch
 
+from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
     Dropout,
     RowGroups,
-    activation_reference,
     adamw,
     adamw_reference,
     aggregate,
     aggregate_reference,
     finish_aggregate,
-    gather_norm,
-    gather_norm_reference,
-    gelu,
     head_cross_entropy,
     head_cross_entropy_reference,
     head_logits,
     head_logits_reference,
     low_rank_add,
     low_rank_add_reference,
-    scatter_add,
-    scatter_add_reference,
     sgd,
     sgd_reference,
     squared_norms,
     squared_norms_reference,
-    swiglu,
+    stream_block,
+    stream_block_reference,
 )
 from fedra_kernels.dropout import keep_mask
 
-from ..kernels.blocks import mlp_branch
-from ..kernels.cases import TOLERANCE, assert_close, lora_case
+from ..kernels.cases import TOLERANCE, assert_close
+from ..kernels.launcher_cases import (
+    Launcher,
+    check_activation,
+    check_norm,
+    check_outer,
+    check_output_gradient,
+    check_rows_outside,
+)
+from ..kernels.stream_cases import KINDS, in_dtype, stream_case
 
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 SIZES = [197, 0, 1, 8 * 197, 50]
@@ -55,79 +62,78 @@ def _grads(outputs, inputs, upstream):
     return torch.autograd.grad(outputs, inputs, upstream)
 
 
-def _products(x, case):
-    """x A_k^T for the rows of each group."""
-    parts = zip(x.split(case.groups.sizes), case.groups.host_slots, strict=True)
-    return torch.cat([part @ case.lora_a[slot].double().T for part, slot in parts])
-
-
 def _tolerance(dtype):
     return 5e-5 if dtype == torch.float32 else TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (16, 4)), (0.1, (100, 3))], ids=str)
+@pytest.mark.parametrize(("dropout", "rank"), [(None, 16), (0.1, 4)])
 @WIDTHS
-def test_gather_norm_with_three_shrinks_equals_its_reference(dtype, kind, dropout, ranks, width):
-    cases = [lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, seed=seed).to("cuda") for seed in range(3)]
-    drops = [Dropout(dropout, torch.arange(5, device="cuda") + 7 * n) for n in range(3)] if dropout else ()
-    hidden, index = _randn(2 * ROWS, width, seed=1, dtype=dtype).requires_grad_(), _index(2 * ROWS, ROWS)
-    weight = _randn(width, seed=2, dtype=dtype)
-    bias = _randn(width, seed=3, dtype=dtype) if kind == "layer" else None
-    groups = cases[0].groups
-    x, shrunk = gather_norm(
-        hidden, index, weight, bias, kind=kind, eps=1e-6,
-        lora_a=[case.lora_a for case in cases], groups=groups, dropout=drops,
-    )  # fmt: skip
-    wide = hidden.detach().double().requires_grad_()
-    wide_bias = None if bias is None else bias.double()
-    expected = gather_norm_reference(wide, index, weight.double(), wide_bias, kind=kind, eps=1e-6)
-    upstream = _randn(ROWS, width, seed=4, dtype=dtype)
-    (grad,), (want,) = _grads(x, [hidden], upstream), _grads(expected, [wide], upstream.double())
-    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, _tolerance(dtype))
-    for number, (found, case) in enumerate(zip(shrunk, cases, strict=True)):
-        dropped = x.double() if not drops else x.double() * keep_mask(drops[number], SIZES, width)
-        assert_close({"shrunk": found}, {"shrunk": _products(dropped, case)}, _tolerance(dtype))
+def test_a_norm_with_three_shrinks_equals_float64(dtype, kind, dropout, rank, width):
+    case = Launcher(SIZES, "cuda", dtype, dropout=dropout, tolerance=_tolerance(dtype))
+    check_norm(case, kind, width, banks=3, rank=rank)
 
 
 @WIDTHS
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
-@pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (100, 3))], ids=str)
-def test_activations_equal_their_reference(dtype, kind, dropout, ranks, width):
-    x, up = (_randn(ROWS, width, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
-    case = lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, dropout=dropout).to("cuda")
-    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
-    leaves = (x, up) if kind == "swiglu" else (x,)
-    if kind == "swiglu":
-        y, shrunk = swiglu(x, up, **options)
-    else:
-        y, shrunk = gelu(x, approximate="none" if kind == "gelu" else "tanh", **options)
-    dropped = y.double() if dropout is None else y.double() * keep_mask(case.dropout, SIZES, width)
-    assert_close({"shrunk": shrunk}, {"shrunk": _products(dropped, case)}, _tolerance(dtype))
-    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
-    upstream = _randn(ROWS, width, seed=3, dtype=dtype)
-    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
-    found = {"y": y} | {str(n): grad for n, grad in enumerate(grads)}
-    assert_close(found, {"y": expected} | {str(n): want for n, want in enumerate(wants)}, _tolerance(dtype))
+@pytest.mark.parametrize(("dropout", "rank"), [(None, 16), (0.1, 100)])
+def test_an_activation_equals_float64_and_sums_up_gradients(dtype, kind, dropout, rank, width):
+    case = Launcher(SIZES, "cuda", dtype, dropout=dropout, tolerance=_tolerance(dtype))
+    check_activation(case, kind, width, rank=rank)
 
 
 @WIDTHS
-@pytest.mark.parametrize("scaled", [False, True])
-def test_scatter_add_equals_its_reference(dtype, width, scaled):
-    residual, y = _randn(2 * ROWS, width, seed=1, dtype=dtype), _randn(ROWS, width, seed=2, dtype=dtype)
-    index, scale = _index(2 * ROWS, ROWS), _randn(width, seed=3, dtype=dtype) if scaled else None
-    wide = [tensor.double().requires_grad_() for tensor in (residual, y)]
-    expected = scatter_add_reference(*wide, index, None if scale is None else scale.double())
-    leaves = [residual.requires_grad_(), y.requires_grad_()]
-    total = scatter_add(leaves[0] * 1.0, leaves[1], index, scale)
-    upstream = _randn(2 * ROWS, width, seed=4, dtype=dtype)
-    grads, wants = _grads(total, leaves, upstream), _grads(expected, wide, upstream.double())
-    assert_close(
-        {"sum": total, "residual": grads[0], "y": grads[1]},
-        {"sum": expected, "residual": wants[0], "y": wants[1]},
-        _tolerance(dtype),
-    )
+@pytest.mark.parametrize(("indexed", "scaled"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("rank", [16, 32])
+def test_one_read_of_a_gradient_gives_its_rows_ds_and_db(dtype, width, indexed, scaled, rank):
+    case = Launcher(SIZES, "cuda", dtype, tolerance=_tolerance(dtype))
+    check_output_gradient(case, [width], rank=rank, indexed=indexed, scaled=scaled)
+
+
+@WIDTHS
+def test_one_launch_takes_the_gradients_of_query_key_and_value(dtype, width):
+    case = Launcher(SIZES, "cuda", dtype, tolerance=_tolerance(dtype))
+    check_output_gradient(case, [width, 192, 192], rank=16)
+
+
+@WIDTHS
+@pytest.mark.parametrize(("kind", "dropout", "rank", "banks"), [("layer", None, 16, 3), ("rms", 0.1, 100, 1)])
+def test_da_of_the_norm_of_rows_equals_float64(dtype, width, kind, dropout, rank, banks):
+    case = Launcher(SIZES, "cuda", dtype, dropout=dropout, tolerance=_tolerance(dtype))
+    check_outer(case, kind, width, rank=rank, banks=banks)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.3])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_block_equals_its_reference(name, dropout):
+    case = stream_case(name, dropout=dropout, dtype=torch.float32, samples=(4, 0, 1, 9)).to("cuda")
+    expected = case.expected()
+    assert_close(case.run(), expected, 5e-5)
+    assert_close(case.run(recompute=True), expected, 5e-5)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.1])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_block_of_real_size_equals_its_reference(dtype, gated, dropout):
+    tokens, samples = 197, [1, 0, 8, 2]
+    groups = RowGroups([tokens * count for count in samples], torch.tensor([3, 0, 1, 4]), "cuda")
+    shape = BlockShape(WIDTH, 4 * WIDTH, 12, 3 if gated else 12, gated=gated, rank=16, scaled=not gated)
+    seeds = count()
+    block = shape.block(lambda *sizes: _randn(*sizes, seed=next(seeds), dtype=dtype))
+    attend = partial(shape.attend, tokens=tokens)
+    stream, upstream = (_randn(2 * groups.rows, WIDTH, seed=seed, dtype=dtype) for seed in (50, 51))
+    bank, index = _randn(5, shape.slot_size, seed=52, dtype=dtype) / 30, _index(2 * groups.rows, groups.rows)
+    drop = [] if dropout is None else [Dropout(dropout, torch.arange(4, device="cuda"))] * len(shape.linears)
+    gradients, leaf = torch.zeros(bank.shape, device="cuda"), stream.requires_grad_()
+    out = stream_block(leaf * 1.0, index, block, attend, bank, gradients, groups, drop)
+    (grad,) = _grads(out, [leaf], upstream)
+    leaves = [tensor.detach().double().requires_grad_() for tensor in (stream, bank)]
+    expected = stream_block_reference(leaves[0], index, in_dtype(block, torch.float64), attend, leaves[1], groups, drop)
+    wanted = _grads(expected, leaves, upstream.double())
+    found = {"out": out, "grad": grad, "bank": gradients}
+    # Ten roundings follow one another.
+    assert_close(found, dict(zip(found, (expected, *wanted), strict=True)), 5 * TOLERANCE[dtype])
 
 
 @WIDTHS
@@ -142,15 +148,6 @@ def test_low_rank_add_equals_its_reference(dtype, width, rank):
     found = low_rank_add(leaf * 1.0, index, down, up, shift, bias)
     (grad,), (want,) = _grads(found, [leaf], upstream), _grads(expected, [wide], upstream.double())
     assert_close({"sum": found, "grad": grad}, {"sum": expected, "grad": want}, _tolerance(dtype))
-
-
-@pytest.mark.parametrize("dropout", [None, 0.3])
-def test_a_fused_branch_equals_plain_torch(dropout):
-    branch = mlp_branch(torch.float32, dropout)
-    for name in ("hidden", "index", "norm", "layer_scale"):
-        setattr(branch, name, getattr(branch, name).cuda())
-    branch.first, branch.second = branch.first.to("cuda"), branch.second.to("cuda")
-    assert_close(branch.run_fused(), branch.run_plain(), 5e-5)
 
 
 def test_the_dropout_mask_is_the_cpus():
@@ -274,12 +271,8 @@ def test_index_entries_out_of_range_touch_nothing():
     assert torch.equal(bank[[0, 1, 3]], before[[0, 1, 3]])
     assert squared_norms(before, bad).isnan().tolist() == [True, False, True, True]
     hidden = _randn(4, WIDTH, seed=2)
-    x, _ = gather_norm(hidden, bad, hidden[0], hidden[0], kind="layer", eps=1e-6)
-    assert x.isnan().all(1).tolist() == [True, False, True, True]
-    stream = hidden.clone()
-    scatter_add(stream, hidden, bad)
-    assert torch.equal(stream[[0, 1, 3]], hidden[[0, 1, 3]])
     stream = hidden.clone()
     low_rank_add(stream, bad, hidden.T, hidden, hidden[0, :4], hidden[0])
     assert torch.equal(stream[[0, 1, 3]], hidden[[0, 1, 3]])
+    check_rows_outside("cuda", WIDTH)
     torch.cuda.synchronize()

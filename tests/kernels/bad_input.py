@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
     Dropout,
     RowGroups,
     adamw,
     aggregate,
     finish_aggregate,
-    gather_norm,
-    gelu,
     head_cross_entropy,
     head_logits,
     lora_linear,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_changes,
     squared_norms,
-    swiglu,
+    stream_block,
 )
 
 ROWS, INPUTS, OUTPUTS, RANK, SLOTS, CLASSES, SIZE = 5, 16, 24, 4, 3, 6, 40
@@ -64,9 +62,11 @@ def calls(device: str) -> dict[str, Call]:
         "scale": 0.5, "lora_b": some(SLOTS, OUTPUTS, RANK), "grad_a": some(SLOTS, RANK, INPUTS),
         "grad_b": some(SLOTS, OUTPUTS, RANK), "shrunk": some(ROWS, RANK),
     }  # fmt: skip
-    norm = {
-        "hidden": some(8, INPUTS), "index": numbers(ROWS), "weight": some(INPUTS), "bias": some(INPUTS),
-        "kind": "layer", "eps": 1e-5,
+    shape = BlockShape(INPUTS, OUTPUTS, 2, 2, gated=False, rank=RANK)
+    block = {
+        "stream": some(8, INPUTS), "index": numbers(ROWS), "block": shape.block(some), "attend": sum,
+        "bank": some(SLOTS, shape.slot_size), "gradients": some(SLOTS, shape.slot_size), "groups": groups,
+        "dropout": [Dropout(0.1, numbers(3))] * 6,
     }  # fmt: skip
     heads = {
         "features": some(ROWS, INPUTS), "weight": some(SLOTS, CLASSES, INPUTS), "bias": some(SLOTS, CLASSES),
@@ -81,17 +81,7 @@ def calls(device: str) -> dict[str, Call]:
     sums = {"numerator": some(2, SIZE), "denominator": some(2)}
     return {
         "lora_linear": Call(lora_linear, linear, "x", ("x dimension",)),
-        "gather_norm": Call(gather_norm, norm, "hidden", ("hidden dimension", "index extent")),
-        "gelu": Call(gelu, {"x": some(ROWS, INPUTS), **adapter}, "x", ("x dimension",)),
-        "swiglu": Call(
-            swiglu, {"gate": some(ROWS, INPUTS), "up": some(ROWS, INPUTS), **adapter}, "gate", ("gate dimension",)
-        ),
-        "scatter_add": Call(
-            scatter_add,
-            {"residual": some(8, INPUTS), "y": some(ROWS, INPUTS), "index": numbers(ROWS), "scale": some(INPUTS)},
-            "residual",
-            ("residual dimension", "index extent"),
-        ),
+        "stream_block": Call(stream_block, block, "stream", ("stream dimension", "index extent", "bank extent")),
         "low_rank_add": Call(
             low_rank_add,
             {

@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from fedra_kernels import Dropout, RowGroups, adamw, aggregate, lora_linear, sgd, squared_norms
-from fedra_kernels._kernels.activation import activation_backward, activation_forward, activation_tile
+from fedra_kernels._kernels.activation import activation_forward, activation_tile
+from fedra_kernels._kernels.activation_gradient import activation_gradient
+from fedra_kernels._kernels.configs import gradient_chunk
 from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
 from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
 from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
+from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm_onto
+from fedra_kernels._kernels.lora_grad_outer import lora_grad_outer
+from fedra_kernels._kernels.lora_grad_output import lora_grad_output
+from fedra_kernels._kernels.lora_single_pass import lora_single_pass_onto, single_pass_tile
 from fedra_kernels.low_rank_add import low_rank_add_rows
-from fedra_kernels.scatter_add import scatter_add_rows
 
 from .helpers import randn
 
 WIDTH, LAST = 768, 16
+RANK = 8
 BEFORE = (2**31 // WIDTH // 32 + 2) * 32
 """Rows before the last ones: whole tiles of the interpreter."""
 STRIDE = 2**30 + 16
@@ -63,6 +69,18 @@ class Far:
         parts = [torch.zeros(bank.shape[1:], device=self.device) for bank in banks]
         return [part.expand(3, *part.shape).contiguous() for part in parts] if alone else self.banks(*parts)
 
+    def reversed_rows(self) -> Tensor:
+        """int64: all rows of a large matrix, the last ones in reverse."""
+        index = torch.arange(BEFORE + LAST, device=self.device)
+        index[BEFORE:] = index[BEFORE:].flip(0)
+        return index
+
+    def sums(self, rows: Tensor, columns: int, alone: bool) -> tuple[Tensor, Tensor]:
+        """The table of the chunks of rows, and fp32 zeros for their sums, as many as lie beyond 2³¹ unless `alone`."""
+        chunks = self.groups(alone).chunks(gradient_chunk(rows)).rows
+        width = columns if alone else 2**31 // (len(chunks) - 1) + columns
+        return chunks, self.zeros((len(chunks), width), torch.float32)
+
     def groups(self, alone: bool) -> RowGroups:
         """The third slot has the last rows, the first those before."""
         sizes, slots = ([LAST], [2]) if alone else ([BEFORE, LAST], [0, 2])
@@ -95,18 +113,66 @@ def _norm(far: Far, shrinks: int) -> tuple[Results, Results]:
 
     def run(hidden: Tensor, grad: Tensor, index: Tensor, alone: bool) -> Results:
         chunks = far.groups(alone).chunks(norm_tile(hidden, banks).rows).rows if banks else None
-        x, rows, mean, inverse, *shrunk = gather_norm_forward(
-            hidden, index, ones, ones, 1e-5, False, True, banks, chunks, [], 0
+        x, rows, mean, inverse, shrunk = gather_norm_forward(
+            hidden, index, ones, ones, 1e-5, False, banks, chunks, [], 0
         )
-        stream = far.zeros(tuple(hidden.shape), far.dtype)
-        gather_norm_backward(grad, index, ones, rows, mean, inverse, False, stream)
-        scatter_add_rows(hidden, x, index, ones)
-        return [*(tensor[-LAST:] for tensor in (x, *shrunk, stream)), hidden[-LAST:, -256:]]
+        out = far.zeros(tuple(hidden.shape), far.dtype)
+        gather_norm_backward(grad, ones, rows, mean, inverse, False, hidden, index, out, index)
+        return [tensor[-LAST:] for tensor in (x, rows, out, *([shrunk] if banks else []))]
 
-    index = torch.arange(BEFORE + LAST, device=far.device)
-    index[BEFORE:] = index[BEFORE:].flip(0)
+    index = far.reversed_rows()
     large = run(far.after(hidden), far.after(grad), index, alone=False)
     return large, run(hidden, grad, index[BEFORE:] - BEFORE, alone=True)
+
+
+def _output_gradient(far: Far) -> tuple[Results, Results]:
+    grad, scale, shrunk = far.draw(LAST, WIDTH, seed=1), far.draw(WIDTH, seed=2), far.draw(LAST, RANK, seed=3)
+    bank, size = far.banks(far.draw(WIDTH, RANK, seed=4))[0], RANK * WIDTH
+
+    def run(grad: Tensor, shrunk: Tensor, index: Tensor, alone: bool) -> Results:
+        chunks, sums = far.sums(grad, size, alone)
+        column = sums.shape[1] - size
+        found = lora_grad_output([grad], [bank], shrunk, chunks, sums, [column], 0.5, index, scale)
+        return [*(part[-LAST:] for part in found), sums[-1, column:]]
+
+    index = far.reversed_rows()
+    large = run(far.after(grad), far.after(shrunk), index, alone=False)
+    return large, run(grad, shrunk, index[BEFORE:] - BEFORE, alone=True)
+
+
+def _factor_gradient(far: Far) -> tuple[Results, Results]:
+    """Of a layer that has read a norm."""
+    rows, weight, narrow = far.draw(LAST, WIDTH, seed=1), far.draw(WIDTH, seed=2), far.draw(LAST, RANK, seed=3)
+    moments, size = (rows.float().mean(1), rows.float().square().mean(1)), RANK * WIDTH
+
+    def run(rows: Tensor, narrow: Tensor, mean: Tensor, inverse: Tensor, alone: bool) -> Results:
+        chunks, sums = far.sums(rows, size, alone)
+        column = sums.shape[1] - size
+        lora_grad_outer(rows, narrow, chunks, sums, column, 0, RANK, True, 1.0, None, 0, mean, inverse, weight, weight)
+        return [sums[-1, column:].view(RANK, WIDTH)[:, -32:]]
+
+    return run(*map(far.after, (rows, narrow, *moments)), alone=False), run(rows, narrow, *moments, alone=True)
+
+
+def _onto_the_stream(far: Far, single_pass: bool) -> tuple[Results, Results]:
+    stream, x, bias = far.draw(LAST, WIDTH, seed=1), far.draw(LAST, 32, seed=2), far.draw(WIDTH, seed=3)
+    weight, shrunk = far.draw(WIDTH, 32, seed=4), far.draw(LAST, RANK, seed=5)
+    lora_a, lora_b = far.banks(far.draw(RANK, 32, seed=6), far.draw(WIDTH, RANK, seed=7))
+
+    def run(stream: Tensor, x: Tensor, shrunk: Tensor, index: Tensor, alone: bool) -> Results:
+        groups, beside = far.groups(alone), (stream, index, bias)
+        if single_pass:
+            tables = groups.spans(single_pass_tile(x, RANK).rows), groups.filled
+            lora_single_pass_onto(stream, index, x, weight, bias, lora_a, lora_b, *tables, 0.5, *beside)
+        else:
+            tables = groups.spans(gemm_tile(x, RANK).rows), groups.filled
+            product = ([x], weight, bias, shrunk, [lora_b], [WIDTH], *tables, 0.5, None, 0, False)
+            lora_gemm_onto(stream, index, *product, *beside)
+        return [stream[-LAST:, -32:]]
+
+    index = far.reversed_rows()
+    large = run(*map(far.after, (stream, x, shrunk)), index, alone=False)
+    return large, run(stream.clone(), x, shrunk, index[BEFORE:] - BEFORE, alone=True)
 
 
 def _low_rank(far: Far) -> tuple[Results, Results]:
@@ -122,15 +188,31 @@ def _low_rank(far: Far) -> tuple[Results, Results]:
 
 def _activation(far: Far, shrinks: bool) -> tuple[Results, Results]:
     x, up, grad = (far.draw(LAST, WIDTH, seed=seed) for seed in range(3))
-    bank = far.banks(far.draw(8, WIDTH, seed=3))[0] if shrinks else None
+    narrow, size = far.draw(LAST, RANK, seed=4), RANK * WIDTH
+    bank = far.banks(far.draw(RANK, WIDTH, seed=3))[0] if shrinks else None
 
-    def run(x: Tensor, up: Tensor, grad: Tensor, alone: bool) -> Results:
+    def run(x: Tensor, up: Tensor, grad: Tensor, narrow: Tensor, alone: bool) -> Results:
         chunks = None if bank is None else far.groups(alone).chunks(activation_tile(x, bank).rows).rows
         y, *shrunk = activation_forward("swiglu", x, up, bank, chunks, None, 0)
-        gradients = activation_backward("swiglu", grad, x, up)
-        return [*(part[-LAST:] for part in (y, *shrunk)), *(part[-2:] for part in gradients)]
+        found = [part[-LAST:].clone() for part in (y, *shrunk)]
+        # Its memory is taken again: together the matrices would not fit many a GPU.
+        grad_x, grad_up = y, far.zeros(tuple(x.shape), far.dtype)
+        chunks, sums = far.sums(x, 2 * size, alone)
+        column = sums.shape[1] - 2 * size
+        activation_gradient(
+            "swiglu", grad, x, up, grad_x, grad_up, chunks, sums, narrow, column, None, 0, narrow, column + size, 0.5
+        )
+        grad_a, grad_b = sums[-1, column:].split(size)
+        return [
+            *found,
+            grad_x[-LAST:, -32:],
+            grad_up[-LAST:, -32:],
+            grad_a.view(RANK, WIDTH)[:, -32:],
+            grad_b[-32 * RANK :],
+        ]
 
-    return run(*map(far.after, (x, up, grad)), alone=False), run(x, up, grad, alone=True)
+    small = x, up, grad, narrow
+    return run(*map(far.after, small), alone=False), run(*small, alone=True)
 
 
 def _samples(far: Far) -> tuple[Results, Results]:
@@ -193,8 +275,12 @@ CASES: dict[str, Callable[[Far], tuple[Results, Results]]] = {
     "lora_linear, single pass": lambda far: _lora_linear(far, 32, 8, None),
     "lora_linear, dropout": lambda far: _lora_linear(far, WIDTH, 8, 0.3),
     "lora_linear, wide rank": lambda far: _lora_linear(far, WIDTH, 40, None),
-    "gather_norm and scatter_add": lambda far: _norm(far, 0),
-    "gather_norm with a shrink": lambda far: _norm(far, 1),
+    "norm": lambda far: _norm(far, 0),
+    "norm with a shrink": lambda far: _norm(far, 1),
+    "dS and dB of rows": _output_gradient,
+    "dA of the norm of rows": _factor_gradient,
+    "product onto the stream": lambda far: _onto_the_stream(far, False),
+    "single pass onto the stream": lambda far: _onto_the_stream(far, True),
     "low_rank_add": _low_rank,
     "swiglu": lambda far: _activation(far, False),
     "swiglu with a shrink": lambda far: _activation(far, True),

@@ -15,7 +15,7 @@ from benchmarks.kernels.aot import compile_only
 
 TABLES = {
     "index_ptr", "labels_ptr", "slots_ptr", "starts_ptr", "weights_ptr", "lr_ptr", "clip_ptr", "step_ptr", "shares_ptr",
-    "out_index_ptr", "residual_index_ptr", "filled_ptr", "spans_ptr", "chunks_ptr", "groups_a_ptr", "groups_b_ptr",
+    "out_index_ptr", "residual_index_ptr", "filled_ptr", "spans_ptr", "chunks_ptr", "groups_ptr",
     "keys_ptr", "keys0_ptr", "keys1_ptr", "keys2_ptr",
 }  # fmt: skip
 

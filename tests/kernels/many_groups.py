@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import count as count_from
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
+    AdaptedLayer,
+    Norm,
     RowGroups,
     aggregate,
-    gelu,
     head_cross_entropy,
     lora_linear,
     sgd,
     squared_norms,
+    stream_block,
 )
 
 from .cases import TOLERANCE, assert_close
@@ -30,6 +35,9 @@ def check_one_row_groups(count: int, device: str, dtype: torch.dtype) -> None:
         return (randn(*shape, seed=seed, dtype=torch.float32) / shape[-1] ** 0.5).to(device, dtype)
 
     _check_lora_linear(groups, draw, dtype)
+    # A client's adapters of a block, with their gradients in float64, take 160 kB.
+    few = min(count, 2000)
+    _check_block(RowGroups([1] * few, torch.arange(few).flip(0), device), draw, dtype)
     _check_head(groups, draw, dtype)
     _check_slots(count, draw, dtype)
 
@@ -45,7 +53,6 @@ def _check_lora_linear(groups: RowGroups, draw, dtype: torch.dtype) -> None:
     sinks = [torch.zeros(bank.shape, device=bank.device) for bank in (lora_a, lora_b)]
     y = lora_linear(x, weight, None, lora_a, lora_b, groups, SCALE, *sinks)
     (grad_x,) = torch.autograd.grad(y, x, grad_y)
-    _, activated = gelu(x.detach(), lora_a=lora_a, groups=groups)
 
     rows, upstream, frozen = x.detach().double(), grad_y.double(), weight.double()
     slots = list(groups.host_slots)
@@ -57,11 +64,49 @@ def _check_lora_linear(groups: RowGroups, draw, dtype: torch.dtype) -> None:
         "grad_x": upstream @ frozen + torch.einsum("kr,kri->ki", grad_shrunk, a),
         "grad_a": grad_shrunk[:, :, None] * rows[:, None],
         "grad_b": SCALE * upstream[:, :, None] * shrunk[:, None],
-        "activated": torch.einsum("ki,kri->kr", F.gelu(rows), a),
     }
-    found = {"y": y, "grad_x": grad_x, "activated": activated}
+    found = {"y": y, "grad_x": grad_x}
     found |= {name: sink[slots] for name, sink in zip(("grad_a", "grad_b"), sinks, strict=True)}
     assert_close(found, expected, TOLERANCE[dtype])
+
+
+def _check_block(groups: RowGroups, draw, dtype: torch.dtype) -> None:
+    shape, seeds = BlockShape(WIDTH, 2 * WIDTH, 1, 1, gated=False, rank=RANK), count_from(20)
+    block = shape.block(lambda *sizes: draw(*sizes, seed=next(seeds)) * sizes[-1] ** 0.5)
+    count, slots = len(groups), list(groups.host_slots)
+    stream, bank = draw(count, WIDTH, seed=11) * WIDTH**0.5, draw(count, shape.slot_size, seed=12) * RANK
+    upstream, leaf = draw(count, WIDTH, seed=13), stream.detach().requires_grad_()
+    gradients = torch.zeros(bank.shape, device=bank.device)
+    out = stream_block(leaf, None, block, _row_by_row, bank, gradients, groups)
+    (grad,) = torch.autograd.grad(out, leaf, upstream)
+
+    rows, used = stream.double().requires_grad_(), bank[slots].double().requires_grad_()
+
+    def adapted(x: Tensor, layer: AdaptedLayer) -> list[Tensor]:
+        factors = zip(layer.parts(), layer.lora_a(used), layer.lora_b(used), strict=True)
+        return [
+            F.linear(x, weight.double(), bias.double())
+            + layer.scale * torch.einsum("kr,kor->ko", torch.einsum("ki,kri->kr", x, a), b)
+            for (weight, bias), a, b in factors
+        ]
+
+    def norm(x: Tensor, of: Norm) -> Tensor:
+        return F.layer_norm(x, (WIDTH,), of.weight.double(), of.bias.double(), of.eps)
+
+    (attended,) = adapted(_row_by_row(adapted(norm(rows, block.norm1), block.attention_inputs)), block.attention_output)
+    middle = rows + attended
+    (wide,) = adapted(norm(middle, block.norm2), block.mlp_inputs)
+    expected = middle + adapted(F.gelu(wide), block.mlp_output)[0]
+    wanted = torch.autograd.grad(expected, (rows, used), upstream.double())
+    found = {"out": out, "grad": grad, "bank": gradients[slots]}
+    # Products follow one another: the roundings of six.
+    assert_close(found, dict(zip(found, (expected, *wanted), strict=True)), 4 * TOLERANCE[dtype])
+
+
+def _row_by_row(projected: list[Tensor]) -> Tensor:
+    """In place of an attention: of queries, keys and values."""
+    queries, keys, values = projected
+    return queries * torch.sigmoid(keys) + values
 
 
 def _check_head(groups: RowGroups, draw, dtype: torch.dtype) -> None:

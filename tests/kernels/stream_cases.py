@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class StreamCase:
         """The stream after the block, `times` over, and the gradients of stream and used slots."""
         leaf, bank = self.stream.detach().requires_grad_(needs_stream), self.bank.detach().requires_grad_()
         wide = torch.float64 if bank.dtype == torch.float64 else torch.float32
-        gradients = torch.full(bank.shape, torch.nan, dtype=wide)
+        gradients = torch.full(bank.shape, torch.nan, dtype=wide, device=bank.device)
         used = list(self.groups.host_slots)
         gradients[used] = 0.0
         out = leaf * 1.0
@@ -127,26 +128,41 @@ class StreamCase:
 
     def in_dtype(self, dtype: torch.dtype) -> StreamCase:
         """The same values."""
-
-        def layer(of: AdaptedLayer) -> AdaptedLayer:
-            return replace(of, weight=of.weight.to(dtype), bias=None if of.bias is None else of.bias.to(dtype))
-
-        def norm(of: Norm) -> Norm:
-            return replace(of, weight=of.weight.to(dtype), bias=None if of.bias is None else of.bias.to(dtype))
-
-        b = self.block
-        scales = [None if scale is None else scale.to(dtype) for scale in (b.scale1, b.scale2)]
-        block = StreamBlock(
-            norm(b.norm1), layer(b.attention_inputs), layer(b.attention_output), scales[0],
-            norm(b.norm2), layer(b.mlp_inputs), b.activation, layer(b.mlp_output), scales[1],
-        )  # fmt: skip
         return replace(
             self,
             stream=self.stream.detach().to(dtype),
-            block=block,
+            block=in_dtype(self.block, dtype),
             bank=self.bank.detach().to(dtype),
             upstream=self.upstream.to(dtype),
         )
+
+    def to(self, device: str) -> StreamCase:
+        drops = [None if drop is None else Dropout(drop.p, drop.keys.to(device)) for drop in self.dropout]
+        return replace(
+            self,
+            stream=self.stream.to(device),
+            index=None if self.index is None else self.index.to(device),
+            block=in_dtype(self.block, self.stream.dtype, device),
+            bank=self.bank.to(device),
+            groups=RowGroups(self.groups.sizes, torch.tensor(self.groups.host_slots), device),
+            dropout=drops,
+            upstream=self.upstream.to(device),
+        )
+
+
+def in_dtype(block: StreamBlock, dtype: torch.dtype, device: str | None = None) -> StreamBlock:
+    """The same values, on a device if one is given."""
+
+    def moved(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.to(device or tensor.device, dtype)
+
+    parts: dict[str, Any] = {}
+    for name, part in vars(block).items():
+        if isinstance(part, Norm | AdaptedLayer):
+            parts[name] = replace(part, weight=moved(part.weight), bias=moved(part.bias))
+        elif isinstance(part, Tensor):
+            parts[name] = moved(part)
+    return replace(block, **parts)
 
 
 def stream_case(

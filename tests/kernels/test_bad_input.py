@@ -43,10 +43,11 @@ def test_groups_that_do_not_fit_are_named(op):
 
 
 def test_dropout_keys_of_another_number_of_groups_are_named():
-    for op in ("lora_linear", "gelu", "swiglu"):
+    drop = Dropout(0.1, torch.arange(2))
+    for op, dropout in (("lora_linear", drop), ("stream_block", [drop] * 6)):
         call = CALLS[op]
         with pytest.raises(ValueError, match=r"^dropout.keys: found shape \[2\], expected \[3\]"):
-            call.op(**{**call.arguments, "dropout": Dropout(0.1, torch.arange(2))})
+            call.op(**{**call.arguments, "dropout": dropout})
 
 
 def test_fp64_tensors_are_for_the_torch_path(monkeypatch):
@@ -75,7 +76,7 @@ def test_a_slot_given_twice_is_named(op):
 @pytest.mark.parametrize(
     ("op", "name", "bound"),
     [
-        ("gather_norm", "index", 8), ("scatter_add", "index", 8), ("low_rank_add", "index", 8),
+        ("stream_block", "index", 8), ("low_rank_add", "index", 8),
         ("head_cross_entropy", "labels", 6),
         ("sgd", "slots", 4), ("adamw", "slots", 4), ("squared_norms", "slots", 4),
         ("squared_changes", "slots", 4), ("squared_changes", "rows", 3),

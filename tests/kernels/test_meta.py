@@ -1,23 +1,23 @@
 """Meta tensors go through every op: shapes and dtypes without a GPU and without memory."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
     Dropout,
     RowGroups,
     adamw,
     aggregate,
-    gather_norm,
-    gelu,
     head_cross_entropy,
     head_logits,
     lora_linear,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_norms,
-    swiglu,
+    stream_block,
 )
 
 from .helpers import SCALE
@@ -33,28 +33,22 @@ def _groups(rows=ROWS):
     return RowGroups([rows - 1, 0, 1], torch.tensor([3, 5, 9]), device="meta")
 
 
-def test_a_transformer_block_runs_forward_and_backward():
-    groups, dropout = _groups(), Dropout(0.1, _meta(3, dtype=torch.int64))
-    bank = (
-        _meta(SLOTS, RANK, WIDTH),
-        _meta(SLOTS, OUTPUTS, RANK),
-        _meta(SLOTS, RANK, OUTPUTS),
-        _meta(SLOTS, WIDTH, RANK),
-    )
-    hidden, index, weight = _meta(2 * ROWS, WIDTH, grad=True), _meta(ROWS, dtype=torch.int64), _meta(WIDTH)
-    x, (shrunk,) = gather_norm(
-        hidden, index, weight, weight, kind="layer", eps=1e-6, lora_a=[bank[0]], groups=groups, dropout=[dropout]
-    )
-    sinks = [_meta(*part.shape, dtype=torch.float32) for part in bank]
-    up = _meta(OUTPUTS, WIDTH)
-    y = lora_linear(x, up, _meta(OUTPUTS), *bank[:2], groups, SCALE, *sinks[:2], dropout, shrunk=shrunk)
-    z, produced = gelu(y, lora_a=bank[2], groups=groups)
-    out = lora_linear(z, up.T.contiguous(), None, *bank[2:], groups, SCALE, *sinks[2:], shrunk=produced)
-    total = scatter_add(hidden * 1.0, out, index, weight)
-    total = low_rank_add(total, index, _meta(WIDTH, 32), _meta(32, WIDTH), _meta(32), weight)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_transformer_block_runs_forward_and_backward(gated, rank, dropout, recompute):
+    shape = BlockShape(WIDTH, OUTPUTS, 12, 3 if gated else 12, gated=gated, rank=rank, scaled=not gated)
+    block, bank = shape.block(_meta), _meta(SLOTS, shape.slot_size)
+    gradients = _meta(SLOTS, shape.slot_size, dtype=torch.float32)
+    hidden, index = _meta(200, 1000, WIDTH, grad=True), _meta(ROWS, dtype=torch.int64)
+    total = stream_block(
+        hidden * 1.0, index, block, partial(shape.attend, tokens=1000), bank, gradients, _groups(),
+        [Dropout(0.1, _meta(3, dtype=torch.int64))] * len(shape.linears) if dropout else (), recompute=recompute,
+    )  # fmt: skip
+    total = low_rank_add(total, index, _meta(WIDTH, 32), _meta(32, WIDTH), _meta(32), _meta(WIDTH))
     total.backward(torch.empty_like(total))
-    assert produced.shape == (ROWS, RANK)
-    assert hidden.grad.shape == hidden.shape
+    assert hidden.grad.shape == total.shape == (200, 1000, WIDTH)
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -65,15 +59,6 @@ def test_a_frozen_factor_still_gives_the_gradient_of_the_input(frozen, rank):
     y = lora_linear(x, _meta(OUTPUTS, WIDTH), None, *bank, _groups(), SCALE, *sinks)
     y.backward(torch.empty_like(y))
     assert x.grad.shape == x.shape
-
-
-def test_swiglu_shrinks_to_wide_ranks():
-    groups, bank = _groups(), _meta(SLOTS, 64, OUTPUTS)
-    gate, up = (_meta(ROWS, OUTPUTS, grad=True) for _ in range(2))
-    y, shrunk = swiglu(gate, up, lora_a=bank, groups=groups)
-    y.backward(torch.empty_like(y))
-    assert shrunk.shape == (ROWS, 64)
-    assert up.grad.shape == gate.grad.shape == (ROWS, OUTPUTS)
 
 
 def test_heads_optimizers_and_aggregation_keep_shapes_and_dtypes():

@@ -6,20 +6,19 @@ from torch.autograd import gradcheck
 
 from fedra_kernels import (
     Dropout,
-    activation_reference,
     adamw_reference,
     aggregate_reference,
-    gather_norm_reference,
     head_cross_entropy_reference,
     head_logits_reference,
     lora_linear_reference,
     low_rank_add_reference,
-    scatter_add_reference,
     sgd_reference,
     squared_norms_reference,
+    stream_block_reference,
 )
 
 from .helpers import SCALE, make_groups, randn
+from .stream_cases import stream_case
 
 INDEX = torch.tensor([2, 0])
 
@@ -38,21 +37,19 @@ def test_lora_linear_reference_passes_gradcheck(p):
     )
 
 
-@pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_gather_norm_reference_passes_gradcheck(kind):
-    leaves = _leaves((3, 5), (5,), (5,))
-    assert gradcheck(lambda h, w, b: gather_norm_reference(h, INDEX, w, b, kind=kind, eps=1e-3), leaves)
+@pytest.mark.parametrize("dropout", [None, 0.4])
+@pytest.mark.parametrize("name", ["dinov2", "llama"])
+def test_stream_block_reference_passes_gradcheck(name, dropout):
+    case = stream_case(name, samples=(1, 0, 1), extra=1, dropout=dropout)
+    size = case.bank.shape[1]
 
+    def op(stream, adapters):
+        bank = torch.zeros(len(case.bank), size, dtype=torch.float64)
+        bank = bank.index_copy(0, torch.tensor(case.groups.host_slots), adapters)
+        return stream_block_reference(stream, case.index, case.block, case.attend, bank, case.groups, case.dropout)
 
-@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
-def test_activation_references_pass_gradcheck(kind):
-    leaves = _leaves((3, 4), (3, 4))
-    assert gradcheck(lambda x, up: activation_reference(kind, x, up if kind == "swiglu" else None), leaves)
-
-
-def test_scatter_add_reference_passes_gradcheck():
-    leaves = _leaves((3, 4), (2, 4), (4,))
-    assert gradcheck(lambda x, rows, scale: scatter_add_reference(x, rows, INDEX, scale), leaves)
+    leaves = case.stream.requires_grad_(), case.bank[list(case.groups.host_slots)].requires_grad_()
+    assert gradcheck(op, leaves, fast_mode=True)
 
 
 def test_low_rank_add_reference_passes_gradcheck():

@@ -1,4 +1,4 @@
-"""Triton kernels of `gelu` and `swiglu`."""
+"""An activation, GELU or SwiGLU, which also multiplies its rows by the A of the layer that reads them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from .configs import ConfigTable, Tile, choose, low_rank_options
 from .counter_hash import keep_entries, row_seeds
 from .row_tables import load_chunk
 
-FORWARD_SCHEMA = (
+SCHEMA = (
     "activation_forward(str kind, Tensor x, Tensor? up, Tensor? lora_a, Tensor? chunks, Tensor? keys, "
     "int threshold) -> Tensor[]"
 )
-BACKWARD_SCHEMA = "activation_backward(str kind, Tensor grad_y, Tensor x, Tensor? up) -> Tensor[]"
-
-BACKWARD_BLOCK = 2048
-"""Eight entries a thread with wavefronts of 64 threads: 16 bytes in 16-bit dtypes."""
 
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
@@ -110,44 +106,12 @@ def activation_forward_kernel(
         tl.store(shrunk_ptrs, total.to(shrunk_ptr.dtype.element_ty), mask=row_mask & rank_mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def activation_backward_kernel(
-    grad_y_ptr,
-    x_ptr,
-    up_ptr,
-    grad_x_ptr,
-    grad_up_ptr,
-    rows,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KIND: tl.constexpr,
-):
-    """One program makes the gradients of BLOCK entries."""
-    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    # As a multiple of D: the compiler sees how many entries lie on one side of the border, and reads them at once.
-    mask = offset < rows.to(tl.int64) * D
-    grad = tl.load(grad_y_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "gelu":
-        density = tl.exp(-0.5 * x * x) * 0.3989422804014327
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
-    elif KIND == "gelu_tanh":
-        share = sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-        slope = share + x * share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-    else:
-        share = sigmoid(x)
-        up = tl.load(up_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        tl.store(grad_up_ptr + offset, (grad * x * share).to(grad_up_ptr.dtype.element_ty), mask=mask)
-        slope = up * share * (1.0 + x * (1.0 - share))
-    tl.store(grad_x_ptr + offset, (grad * slope).to(grad_x_ptr.dtype.element_ty), mask=mask)
-
-
 def _outputs(x: Tensor, lora_a: Tensor | None) -> list[Tensor]:
     y = x.new_empty(x.shape)
     return [y] if lora_a is None else [y, x.new_empty(x.shape[0], lora_a.shape[1])]
 
 
-@register(FORWARD_SCHEMA, lambda kind, x, up, lora_a, *_: _outputs(x, lora_a))
+@register(SCHEMA, lambda kind, x, up, lora_a, *_: _outputs(x, lora_a))
 def activation_forward(
     kind: str,
     x: Tensor,
@@ -188,28 +152,3 @@ def activation_forward(
         **tile.options,
     )
     return outputs
-
-
-def _fake_backward(kind: str, grad_y: Tensor, x: Tensor, up: Tensor | None) -> list[Tensor]:
-    return [x.new_empty(x.shape)] if up is None else [x.new_empty(x.shape), x.new_empty(x.shape)]
-
-
-@register(BACKWARD_SCHEMA, _fake_backward)
-def activation_backward(kind: str, grad_y: Tensor, x: Tensor, up: Tensor | None) -> list[Tensor]:
-    """[grad_x], and grad_up for swiglu; all contiguous [rows, D]."""
-    gradients = _fake_backward(kind, grad_y, x, up)
-    launch(
-        activation_backward_kernel,
-        (triton.cdiv(x.numel(), BACKWARD_BLOCK),),
-        grad_y,
-        x,
-        up,
-        gradients[0],
-        gradients[1] if up is not None else None,
-        x.shape[0],
-        D=x.shape[1],
-        BLOCK=BACKWARD_BLOCK,
-        KIND=kind,
-        num_warps=4,
-    )
-    return gradients

@@ -23,11 +23,11 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(64, 64, 1, 8, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "sm_80": {"narrow": Tile(32, 64, 1, 4, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
     "sm_90": {"narrow": Tile(64, 128, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 3), "float": Tile(32, 32, 1, 4, 2)},
-    "sm_100": {"narrow": Tile(64, 128, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 3), "float": Tile(32, 32, 1, 4, 2)},
+    "sm_100": {"narrow": Tile(64, 128, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
     "gfx942": {"narrow": Tile(64, 64, 1, 8, 2), "wide": Tile(32, 64, 1, 4, 2), "float": Tile(32, 32, 1, 4, 2)},
-    "small": {"narrow": Tile(64, 64, 1, 8, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "small": {"narrow": Tile(32, 64, 1, 4, 2), "wide": Tile(32, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
 }
 

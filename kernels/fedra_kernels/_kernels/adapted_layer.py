@@ -9,12 +9,16 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from .configs import MAX_RANK
 from .shared_input import AdapterColumns
+
+MOST_LINEARS = 3
+"""Of a layer: query, key and value."""
 
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """Frozen Linears that read one input, with adapters of one rank and scale that are neighbours in their slot.
+    """Up to three frozen Linears that read one input, with adapters of one rank and scale, neighbours in their slot.
 
     Attributes:
         weight: [out, in], the Linears' weights one below the other; with `input_first` [in, out], side by side.
@@ -32,7 +36,12 @@ class AdaptedLayer:
     input_first: bool = False
 
     def __post_init__(self) -> None:
+        if len(self.widths) > MOST_LINEARS:
+            raise ValueError(f"widths: found {len(self.widths)}, expected at most {MOST_LINEARS}")
         present = self.present
+        for adapter in present:
+            if not 1 <= adapter.rank <= MAX_RANK:
+                raise ValueError(f"adapters: found rank {adapter.rank}, expected 1 to {MAX_RANK}")
         for before, after in pairwise(present):
             if (after.rank, after.scale) != (before.rank, before.scale):
                 raise ValueError("adapters: found different ranks or scales, expected one of each in a layer")

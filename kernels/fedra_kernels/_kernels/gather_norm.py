@@ -1,4 +1,6 @@
-"""Triton kernels of `gather_norm`. Rows are read in pieces: a whole row in registers would spill."""
+"""The norm of rows of the residual stream, forward and backward. Rows are read in pieces: a whole row in registers
+would spill.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ MAX_SHRINKS = 3
 
 FORWARD_SCHEMA = (
     "gather_norm_forward(Tensor hidden, Tensor? index, Tensor weight, Tensor? bias, float eps, bool rms, "
-    "bool save_rows, Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) "
+    "Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 BACKWARD_SCHEMA = (
     "gather_norm_backward(Tensor grad_x, Tensor weight, Tensor rows, Tensor mean, Tensor inverse, bool rms, "
-    "Tensor? residual, Tensor? residual_index, Tensor(a!) grad_hidden, Tensor? index) -> ()"
+    "Tensor residual, Tensor? residual_index, Tensor(a!) grad_hidden, Tensor? index) -> ()"
 )
 BACKWARD_ROWS = 16
 BACKWARD_COLUMNS = 128
@@ -89,7 +91,6 @@ def gather_norm_kernel(
     RMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     INDEXED: tl.constexpr,
-    SAVE: tl.constexpr,
     SHRINKS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -120,7 +121,7 @@ def gather_norm_kernel(
         inside = d + piece < D
         mask = (row_mask & known)[:, None] & inside[None, :]
         hidden = tl.load(source_ptrs + (d + piece)[None, :], mask=mask, other=0.0)
-        if SAVE:
+        if INDEXED:
             save_mask = row_mask[:, None] & inside[None, :]
             tl.store(rows_ptr + row_offset + (d + piece)[None, :], hidden, mask=save_mask)
         values = hidden.to(tl.float32)
@@ -184,11 +185,11 @@ def gather_norm_kernel(
         tl.store(shrunk_ptrs + 2 * RANK, total2.to(shrunk_ptr.dtype.element_ty), mask=mask)
 
 
-def _outputs(hidden: Tensor, index: Tensor | None, save_rows: bool, lora_a: list[Tensor]) -> tuple[Tensor, ...]:
+def _outputs(hidden: Tensor, index: Tensor | None, lora_a: list[Tensor]) -> tuple[Tensor, ...]:
     rows, features = len(hidden if index is None else index), hidden.shape[1]
     return (
         hidden.new_empty(rows, features),
-        hidden.new_empty(rows if save_rows else 0, features),
+        hidden.new_empty(0 if index is None else rows, features),
         hidden.new_empty(rows, dtype=torch.float32),
         hidden.new_empty(rows, dtype=torch.float32),
         hidden.new_empty(rows, sum(bank.shape[1] for bank in lora_a)),
@@ -197,7 +198,7 @@ def _outputs(hidden: Tensor, index: Tensor | None, save_rows: bool, lora_a: list
 
 @register(
     FORWARD_SCHEMA,
-    lambda hidden, index, weight, bias, eps, rms, save_rows, lora_a, *_: _outputs(hidden, index, save_rows, lora_a),
+    lambda hidden, index, weight, bias, eps, rms, lora_a, *_: _outputs(hidden, index, lora_a),
 )
 def gather_norm_forward(
     hidden: Tensor,
@@ -206,7 +207,6 @@ def gather_norm_forward(
     bias: Tensor | None,
     eps: float,
     rms: bool,
-    save_rows: bool,
     lora_a: list[Tensor],
     chunks: Tensor | None,
     keys: list[Tensor],
@@ -215,14 +215,14 @@ def gather_norm_forward(
     """x = norm(hidden[index]), the rows it has read, their means and inverse deviations, and S of each adapter.
 
     Args:
-        index: int64 [rows]; None for all of hidden [rows, D] in their order.
-        save_rows: else the second result is empty.
+        index: int64 [rows]; None for all of hidden [rows, D] in their order, and then the second result is empty. A row
+            outside hidden becomes NaN.
         lora_a: up to three A banks [slots, rank, D]; S is [rows, banks * rank], one beside the other.
         chunks: `RowGroups.chunks(norm_tile(hidden, lora_a).rows).rows` with lora_a, else None.
         keys: int64 [groups] for each of lora_a, or none at all.
     """
     tile = norm_tile(hidden, lora_a)
-    outputs = _outputs(hidden, index, save_rows, lora_a)
+    outputs = _outputs(hidden, index, lora_a)
     x, rows, mean, inverse, shrunk = outputs
     absent = [None] * (MAX_SHRINKS - len(lora_a))
     programs = triton.cdiv(x.shape[0], tile.rows) if chunks is None else chunks.shape[0]
@@ -255,7 +255,6 @@ def gather_norm_forward(
         RMS=rms,
         HAS_BIAS=bias is not None,
         INDEXED=index is not None,
-        SAVE=save_rows,
         SHRINKS=len(lora_a),
         DROPOUT=bool(keys),
         **low_rank_options(hidden, lora_a[0].shape[1] if lora_a else 1),
@@ -282,7 +281,6 @@ def gather_norm_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RMS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     RESIDUAL_INDEXED: tl.constexpr,
     INDEXED: tl.constexpr,
 ):
@@ -325,9 +323,8 @@ def gather_norm_backward_kernel(
         if not RMS:
             grad -= mean_grad
         grad *= inverse
-        if HAS_RESIDUAL:
-            residual_ptrs = residual_ptr + source[:, None] * D + (d + piece)[None, :]
-            grad += tl.load(residual_ptrs, mask=known[:, None] & inside, other=0.0).to(tl.float32)
+        residual_ptrs = residual_ptr + source[:, None] * D + (d + piece)[None, :]
+        grad += tl.load(residual_ptrs, mask=known[:, None] & inside, other=0.0).to(tl.float32)
         target_ptrs = grad_hidden_ptr + target[:, None] * D + (d + piece)[None, :]
         tl.store(target_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=written[:, None] & inside)
 
@@ -340,7 +337,7 @@ def gather_norm_backward(
     mean: Tensor,
     inverse: Tensor,
     rms: bool,
-    residual: Tensor | None,
+    residual: Tensor,
     residual_index: Tensor | None,
     grad_hidden: Tensor,
     index: Tensor | None,
@@ -349,7 +346,7 @@ def gather_norm_backward(
 
     Args:
         grad_x, rows: [rows, D]; mean, inverse: fp32 [rows].
-        residual: [residual rows, D], what bypasses the norm; None for nothing.
+        residual: [residual rows, D], what bypasses the norm.
         grad_hidden: [stream rows, D]; other rows stay as they are.
         index, residual_index: int64 [rows], unique; None for row i itself. Rows outside are left out.
     """
@@ -366,13 +363,12 @@ def gather_norm_backward(
         grad_hidden,
         index,
         rows.shape[0],
-        0 if residual is None else residual.shape[0],
+        residual.shape[0],
         grad_hidden.shape[0],
         D=rows.shape[1],
         BLOCK_M=BACKWARD_ROWS,
         BLOCK_D=BACKWARD_COLUMNS,
         RMS=rms,
-        HAS_RESIDUAL=residual is not None,
         RESIDUAL_INDEXED=residual_index is not None,
         INDEXED=index is not None,
         num_warps=4,

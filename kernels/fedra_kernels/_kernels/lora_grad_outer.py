@@ -22,7 +22,7 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(64, 128, 1, 4, 4), "wide": Tile(64, 64, 1, 8, 3), "float": Tile(32, 64, 1, 4, 3)},
+    "sm_80": {"narrow": Tile(64, 128, 1, 4, 4), "wide": Tile(64, 64, 1, 4, 3), "float": Tile(32, 64, 1, 4, 3)},
     "sm_90": {"narrow": Tile(64, 128, 1, 4, 4), "wide": Tile(64, 64, 1, 4, 4), "float": Tile(32, 64, 1, 4, 3)},
     "sm_100": {"narrow": Tile(64, 128, 1, 4, 4), "wide": Tile(64, 128, 1, 4, 3), "float": Tile(32, 64, 1, 4, 3)},
     "gfx942": {"narrow": Tile(64, 128, 1, 4, 2), "wide": Tile(32, 64, 1, 4, 2), "float": Tile(32, 64, 1, 4, 2)},

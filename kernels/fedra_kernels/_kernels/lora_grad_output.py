@@ -28,7 +28,7 @@ CONFIGS: dict[str, dict[str, Tile]] = {
     "sm_90": {"narrow": Tile(512, 64, 1, 8, 2), "float": Tile(64, 32, 1, 4, 2)},
     "sm_100": {"narrow": Tile(256, 64, 1, 8, 3), "float": Tile(64, 32, 1, 4, 2)},
     "gfx942": {"narrow": Tile(128, 64, 1, 8, 2), "float": Tile(64, 32, 1, 4, 2)},
-    "small": {"narrow": Tile(128, 64, 1, 8, 2), "float": Tile(64, 32, 1, 4, 2)},
+    "small": {"narrow": Tile(64, 64, 1, 4, 2), "float": Tile(64, 32, 1, 4, 2)},
     "interpreter": dict.fromkeys(("narrow", "float"), Tile(16, 32, 1, 4, 1)),
 }
 
@@ -36,6 +36,7 @@ CONFIGS: dict[str, dict[str, Tile]] = {
 GATHER_CONFIGS: ConfigTable = CONFIGS | {
     "sm_80": CONFIGS["sm_80"] | {"narrow": Tile(128, 64, 1, 8, 2)},
     "sm_90": CONFIGS["sm_90"] | {"narrow": Tile(256, 64, 1, 8, 3)},
+    "sm_100": CONFIGS["sm_100"] | {"narrow": Tile(128, 64, 1, 8, 3)},
 }
 
 

@@ -16,7 +16,7 @@ from .activation import activation_forward, activation_tile
 from .activation_gradient import activation_gradient
 from .adapted_layer import AdaptedLayer
 from .configs import NARROW_RANK, gradient_chunk
-from .gather_norm import MAX_SHRINKS, gather_norm_backward, gather_norm_forward, norm_tile
+from .gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
 from .lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
 from .lora_grad_outer import lora_grad_outer
 from .lora_grad_output import lora_grad_output
@@ -42,12 +42,12 @@ class TritonSteps(StreamSteps):
     def normalize(
         self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
     ) -> tuple[Tensor, NormedRows, Shrunk]:
-        fused = reader.present and reader.rank <= NARROW_RANK and len(reader.present) <= MAX_SHRINKS
+        fused = reader.present and reader.rank <= NARROW_RANK
         banks = reader.lora_a(self.bank) if fused else []
         chunks = self.groups.chunks(norm_tile(source, banks).rows).rows if fused else None
         keys, threshold = self._keys(reader) if fused else ([], 0)
         x, rows, mean, inverse, shrunk = gather_norm_forward(
-            source, index, norm.weight, norm.bias, norm.eps, norm.kind == "rms", index is not None,
+            source, index, norm.weight, norm.bias, norm.eps, norm.kind == "rms",
             banks, chunks, keys, threshold,
         )  # fmt: skip
         normed = NormedRows(source if index is None else rows, mean, inverse, norm)

@@ -25,7 +25,7 @@ from benchmarks.kernels.aot import compile_only
 from benchmarks.kernels.cases import Sizes
 from fedra_kernels._kernels.configs import Tile
 from fedra_kernels._kernels.product_forms import Form
-from fedra_kernels.scatter_add import scatter_add_kernel
+from fedra_kernels.low_rank_add import low_rank_add_kernel
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def test_every_group_of_calls_that_a_report_names_exists() -> None:
 
 
 def _calls(failing: bool = False) -> Sequence[PreparedCall]:
-    op = partial(run_op, "scatter_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
+    op = partial(run_op, "low_rank_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
 
     def fail() -> Callable[[], object]:
         raise ValueError("no such op")
@@ -118,7 +118,7 @@ def test_processes_share_the_work_and_a_later_process_finds_what_they_compiled(
     # Forward and backward of one op, whoever compiled them, and no one twice.
     assert compiled.kernels == len(list(tmp_path.glob("*/*.cubin"))) > 0
     # As in a process of its own, whose memory holds no kernels yet.
-    scatter_add_kernel.device_caches.clear()
+    low_rank_add_kernel.device_caches.clear()
     with compilations() as names, compile_only("sm_90"):
         for call in _calls():
             call.prepare()()
@@ -130,7 +130,7 @@ def test_the_launcher_of_every_kernel_is_built_once_and_one_that_cannot_be_costs
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    scatter_add_kernel.device_caches.clear()
+    low_rank_add_kernel.device_caches.clear()
     log = tmp_path / "built"
 
     def build(kernel: Any) -> None:
@@ -144,7 +144,7 @@ def test_the_launcher_of_every_kernel_is_built_once_and_one_that_cannot_be_costs
     built = log.read_text().split()
     assert len(built) == len(set(built)) == compiled.kernels > 0
     assert compiled.finished
-    told = ("launcher of scatter_add_kernel: FileNotFoundError: gcc",)
+    told = ("launcher of low_rank_add_kernel: FileNotFoundError: gcc",)
     assert set(compiled.failures) >= set(told) if fails else compiled.failures == ()
 
 

@@ -193,7 +193,7 @@ def test_the_ops_come_first_and_the_other_baselines_in_a_stage_of_their_own(tmp_
     other_baselines(make_findings(tmp_path, "rest"), REHEARSAL, CPU)
     second = stored(tmp_path, "rest")
     found = {(row["kernel"], row["mode"], row["x"], row["provider"]) for row in second["tables"]["kernels"]}
-    cases = kernel_cases(REHEARSAL.block(CPU))
+    cases = kernel_cases(REHEARSAL.block(CPU), REHEARSAL.second_block(CPU))
     everyone = {(case.kernel, case.mode, case.x, name) for case in cases for name in case.providers}
     assert found == {key for key in everyone if key[3] not in (ENGINE, "frozen", "copy") and "compile" not in key[3]}
     # Their denominators were timed by the first stage.
@@ -208,7 +208,7 @@ def test_timings_without_time_are_counted(tmp_path: Path) -> None:
     assert {row["error"] for row in found["tables"]["kernels"]} == {TIME_UP}
     count = len(found["tables"]["kernels"])
     assert found["left_out"][0] == f"{count} of {count} kernel timings"
-    assert earlier_measurements(tmp_path, kernel_cases(REHEARSAL.block(CPU))) == []
+    assert earlier_measurements(tmp_path, kernel_cases(REHEARSAL.block(CPU), REHEARSAL.second_block(CPU))) == []
 
 
 def test_a_form_replaces_the_tables_entry_for_a_while() -> None:

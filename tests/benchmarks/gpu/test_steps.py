@@ -45,7 +45,7 @@ def test_a_steps_cost_is_that_of_a_step_without_tables_to_build(monkeypatch: pyt
 
 def test_a_kernels_observed_name_is_that_of_its_compiled_function() -> None:
     with compile_only("sm_90") as compilation:
-        run_op("scatter_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
+        run_op("low_rank_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
     assert compilation.kernels
     assert all(name == kernel.metadata.name for name, kernel in compilation.kernels)
 
@@ -104,8 +104,8 @@ def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatc
 
         def events(self) -> list[FunctionEvent]:
             return [
-                event("scatter_add_kernel", 30.0),
-                event("scatter_add_kernel", 40.0),
+                event("low_rank_add_kernel", 30.0),
+                event("low_rank_add_kernel", 40.0),
                 event("nvjet", 50.0),
                 event("Memset (Device)", 1.0),
                 event("aten::mm", 900.0, DeviceType.CPU),
@@ -114,7 +114,7 @@ def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatc
 
         def key_averages(self) -> list[SimpleNamespace]:
             return [
-                SimpleNamespace(key=key, device_time_total=70.0) for key in ("fedra_kernels::scatter_add_", "nvjet")
+                SimpleNamespace(key=key, device_time_total=70.0) for key in ("fedra_kernels::low_rank_add_", "nvjet")
             ]
 
     monkeypatch.setattr(steps, "profile", lambda **_: Profile())
@@ -123,14 +123,14 @@ def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatc
 
     def step() -> None:
         ran.append(1)
-        run_op("scatter_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
+        run_op("low_rank_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
 
     with launches_taken_by(StandIn("sm_90")):
         steps._profile(step, cost)
     assert ran == [1]
-    assert (cost.triton, cost.others, cost.copies) == ({"scatter_add_kernel": 2}, {"nvjet": 1}, {"Memset (Device)": 1})
-    assert cost.ops == {"fedra_kernels::scatter_add_": pytest.approx(70e-6)}
-    assert cost.longest[:2] == [("scatter_add_kernel", 2, pytest.approx(70e-6)), ("nvjet", 1, pytest.approx(50e-6))]
+    assert (cost.triton, cost.others, cost.copies) == ({"low_rank_add_kernel": 2}, {"nvjet": 1}, {"Memset (Device)": 1})
+    assert cost.ops == {"fedra_kernels::low_rank_add_": pytest.approx(70e-6)}
+    assert cost.longest[:2] == [("low_rank_add_kernel", 2, pytest.approx(70e-6)), ("nvjet", 1, pytest.approx(50e-6))]
 
 
 def test_synchronizations_are_counted_by_the_line_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, vit_base
+from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, llama_7b, vit_base
 from benchmarks.kernels.lora import BACKWARD, GIVEN
 from benchmarks.kernels.measure import KernelMeasurement, kernel_cases, measure_kernels
 from benchmarks.kernels.report import (
@@ -25,11 +25,12 @@ from benchmarks.kernels.timing import Times, time_calls
 from benchmarks.kernels.work import H100, Peaks, lora_backward, lora_forward
 
 CPU = torch.device("cpu")
+LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
 TINY = replace(cpu_sizes(), clients=3, samples=2, tokens=5, width=32, hidden=64, rank=4, slots=6, blocks=3)
 
 
 def cases(kernel: str, sizes: Sizes = TINY) -> list[Case]:
-    return [case for case in kernel_cases(sizes) if case.kernel == kernel]
+    return [case for case in kernel_cases(sizes, sizes) if case.kernel == kernel]
 
 
 def run(case: Case, provider: str) -> object:
@@ -38,7 +39,7 @@ def run(case: Case, provider: str) -> object:
 
 
 def test_the_counted_work_of_a_vit_block_gives_the_published_rooflines() -> None:
-    rows, layers = 64 * 16 * 197, ((768, 2304), (768, 768), (768, 3072), (3072, 768))
+    rows, layers = 64 * 16 * 197, LAYERS
     frozen = sum(lora_forward(rows, *layer, 0, 0, 2, given=True).seconds(H100) for layer in layers)
     forward = sum(lora_forward(rows, *layer, 16, 64, 2, given=False).seconds(H100) for layer in layers)
     given = sum(lora_forward(rows, *layer, 16, 64, 2, given=True).seconds(H100) for layer in layers)
@@ -85,21 +86,65 @@ def test_every_way_to_differentiate_adapters_gives_the_engines_gradient_of_the_i
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["gather_norm + 3 S", "gelu + S", "swiglu + S", "scatter_add", "low_rank_add"])
+STEPS = [
+    "norm + 3 S", "GELU + S", "SwiGLU + S", "dS + dB of the stream's rows", "GELU + the Linear before it",
+    "low_rank_add",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", STEPS)
 def test_the_eager_rows_are_the_engines(kernel: str) -> None:
+    assert cases(kernel)
     for case in cases(kernel):
         torch.manual_seed(0)
         expected = run(case, ENGINE)
         torch.manual_seed(0)
-        for found, want in zip(run(case, "eager"), expected, strict=True):
-            if want is not None and want.shape[-1] != TINY.rank:
+        # S is in the form of its path; sums for gradients of adapters, which come last, the engine keeps to itself.
+        for found, want in zip(run(case, "eager"), expected, strict=False):
+            if want.shape[-1] != TINY.rank:
                 torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_blocks_backward_is_timed_from_the_gradient_behind_it_to_the_one_before() -> None:
+    """In place, in both: no provider has a copy of the stream or of its gradient to make."""
+    for case in cases("stream_block"):
+        inputs = case.inputs(torch.Generator().manual_seed(0))
+        before = {name: getattr(inputs, name).clone() for name in ("stream", "grad", "gradients")}
+        with torch.no_grad():
+            case.providers[ENGINE](inputs)()
+        changed = {name for name, values in before.items() if not torch.equal(getattr(inputs, name), values)}
+        assert changed == ({"stream"} if case.mode == "forward" else {"stream", "grad", "gradients"})
+        others = [row for row in range(len(inputs.stream)) if row not in inputs.index.tolist()]
+        for name in ("stream", "grad"):
+            assert torch.equal(getattr(inputs, name)[others], before[name][others])
+            assert getattr(inputs, name).isfinite().all()
+        frozen = case.providers["frozen"](inputs)
+        assert frozen().shape == inputs.x.shape
+
+
+def test_a_blocks_counted_work_is_that_of_its_products_and_a_little_more() -> None:
+    rows = 64 * 16 * 197
+    products = 2.0 * rows * 768 * (768 * 4 + 3072 * 2)
+    attention = 4.0 * rows * 197 * 768
+    (forward, both, *_) = cases("stream_block", vit_base(torch.device("cuda")))
+    assert 1.0 < forward.work.flops / (products + attention) < 1.05
+    assert 1.0 < both.work.flops / (2 * products + 3.5 * attention) < 1.08
+    # As a share of the time of the frozen products, and not of their traffic.
+    frozen = sum(lora_forward(rows, *layer, 0, 0, 2, given=True).seconds(H100) for layer in LAYERS)
+    assert 1.2 < forward.work.seconds(H100) / frozen < 1.8
+
+
 def test_the_expected_times_at_full_size_need_no_memory() -> None:
-    full = kernel_cases(vit_base(torch.device("cuda")))
+    full = kernel_cases(vit_base(torch.device("cuda")), llama_7b(torch.device("cuda")))
     records = expected_records(full, H100, "")
-    assert {record.kernel for record in records} >= {"lora_linear", "gelu + S", "aggregate", "adamw", "sgd"}
+    assert {record.kernel for record in records} >= {
+        "lora_linear",
+        "GELU + S",
+        "stream_block",
+        "aggregate",
+        "adamw",
+        "sgd",
+    }
     assert all(record.p50 > 0 for record in records)
 
 
@@ -107,7 +152,7 @@ def test_a_failing_baseline_is_reported_and_the_others_still_count() -> None:
     def fail(_: object) -> object:
         raise RuntimeError("no such\nkernel")
 
-    case = cases("scatter_add")[0]
+    case = cases("norm + 3 S")[0]
     broken = replace(case, providers={"broken": fail, **case.providers})
     measured = list(measure_kernels([broken], CPU, seconds=0.001))
     assert [(m.provider, m.error) for m in measured if m.error] == [("broken", "RuntimeError: no such kernel")]
@@ -115,7 +160,7 @@ def test_a_failing_baseline_is_reported_and_the_others_still_count() -> None:
 
 
 def test_what_the_time_does_not_suffice_for_is_named() -> None:
-    measured = list(measure_kernels(cases("scatter_add"), CPU, seconds=0.001, proceed=lambda: False))
+    measured = list(measure_kernels(cases("norm + 3 S"), CPU, seconds=0.001, proceed=lambda: False))
     assert {m.error for m in measured} == {"the time was up"}
 
 

@@ -10,7 +10,7 @@ SIZES = (13, 37, 0, 20)
 CLIENT = 1
 
 
-ADAPTED = ("lora_linear", "gather_norm", "gelu", "swiglu")
+ADAPTED = ("lora_linear", "stream_block")
 CASES = [(op, 8, None) for op in ops.OPS]
 CASES += [(op, rank, 0.3) for op in ops.OPS if op.startswith(ADAPTED) for rank in (8, 40)]
 

@@ -11,13 +11,10 @@ from fedra_kernels import (
     RowGroups,
     adamw,
     aggregate,
-    gather_norm,
     head_cross_entropy,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_norms,
-    swiglu,
 )
 
 from ..cases import lora_case
@@ -37,20 +34,12 @@ def _lora(ranks, dropout):
     return list(lora_case([33, 0, 1, 40], ranks=ranks, dropout=dropout).run().values())
 
 
-def _rows():
-    case = lora_case([33, 0, 1, 18], inputs=300, dropout=0.3)
-    hidden = _randn(60, 300, seed=1).requires_grad_()
-    index, ones = torch.arange(52).flip(0), torch.ones(300)
-    x, shrunk = gather_norm(
-        hidden, index, ones, ones, kind="layer", eps=1e-5,
-        lora_a=[case.lora_a] * 3, groups=case.groups, dropout=[case.dropout] * 3,
-    )  # fmt: skip
-    y, produced = swiglu(x, x * 2, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
-    out = scatter_add(hidden * 1.0, y, index, ones)
+def _low_rank():
+    hidden, index = _randn(60, 300, seed=1).requires_grad_(), torch.arange(52).flip(0)
     factors = [_randn(*shape, seed=seed) / 10 for seed, shape in enumerate(((300, 20), (20, 300), (20,), (300,)))]
-    out = low_rank_add(out, index, *factors)
+    out = low_rank_add(hidden * 1.0, index, *factors)
     out.backward(_randn(60, 300, seed=2))
-    return [x, *shrunk, y, produced, out, hidden.grad]
+    return [out, hidden.grad]
 
 
 def _head():
@@ -80,7 +69,7 @@ CALLS = {
     "lora": lambda: _lora((8,), None),
     "lora with dropout": lambda: _lora((8, 3), 0.3),
     "lora with wide ranks": lambda: _lora((40, 3), None),
-    "rows": _rows,
+    "low-rank map": _low_rank,
     "head": _head,
     "slots": _slots,
 }

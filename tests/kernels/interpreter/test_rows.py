@@ -1,33 +1,34 @@
-"""scatter_add, low_rank_add, gather_norm and the activations against the float64 references."""
+"""What moves rows, and the steps of a block beside its products, against float64."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedra_kernels import (
-    Dropout,
-    activation_reference,
-    dropout_key,
-    gather_norm,
-    gather_norm_reference,
-    gelu,
-    low_rank_add,
-    low_rank_add_reference,
-    scatter_add,
-    scatter_add_reference,
-    swiglu,
-)
+from fedra_kernels import low_rank_add, low_rank_add_reference
+from fedra_kernels._kernels.activation import activation_forward, activation_tile
 from fedra_kernels.dropout import keep_mask
 
-from ..cases import TOLERANCE, assert_close, lora_case, surrounded
+from ..cases import TOLERANCE, assert_close, surrounded
 from ..helpers import randn
+from ..launcher_cases import (
+    Launcher,
+    check_activation,
+    check_norm,
+    check_outer,
+    check_output_gradient,
+    check_rows_outside,
+)
 
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# The interpreter's tiles have 16 rows, and chunks of sums 32: groups that fill, split, share and straddle them.
+SIZES = {"ragged": [33, 0, 1, 1, 64, 0, 5], "straddling": [20, 30, 40], "one row": [1], "empty": [0, 0]}
+GROUPS = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+DROPOUT = pytest.mark.parametrize("dropout", [None, 0.3])
 
 
-def _matrix(rows, columns, seed, dtype, *, scale=1.0, shift=0.0):
-    return surrounded((randn(rows, columns, seed=seed, dtype=torch.float32) * scale + shift).to(dtype))
+def _matrix(rows, columns, seed, dtype, *, scale=1.0):
+    return surrounded((randn(rows, columns, seed=seed, dtype=torch.float32) * scale).to(dtype))
 
 
 def _index(count, rows):
@@ -42,37 +43,6 @@ def _leaf(tensor):
 
 def _grads(outputs, inputs, upstream):
     return torch.autograd.grad(outputs, inputs, upstream, materialize_grads=True)
-
-
-def _expected_shrink(x, case):
-    """drop(x) A_k^T in float64, without the factor 1 / (1 - p)."""
-    x = x.double()
-    if case.dropout is not None:
-        x = x * keep_mask(case.dropout, case.groups.sizes, x.shape[1])
-    parts = x.split(case.groups.sizes)
-    return torch.cat(
-        [part @ case.lora_a[slot].double().T for part, slot in zip(parts, case.groups.host_slots, strict=True)]
-    )
-
-
-@DTYPES
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("features", [40, 300])
-def test_scatter_add_equals_its_reference(dtype, scaled, features):
-    stream, y = _matrix(25, features, 1, dtype), _matrix(18, features, 2, dtype)
-    index = _index(25, 18)
-    scale = _matrix(1, features, 4, dtype)[0] if scaled else None
-    leaves = [_leaf(stream), _leaf(y)]
-    found = scatter_add(leaves[0] * 1.0, leaves[1], index, scale)
-    wide = [tensor.double().requires_grad_() for tensor in (stream, y)]
-    expected = scatter_add_reference(*wide, index, None if scale is None else scale.double())
-    upstream = _matrix(25, features, 5, dtype)
-    grads, wants = _grads(found, leaves, upstream), _grads(expected, wide, upstream.double())
-    assert_close(
-        {"sum": found, "residual": grads[0], "y": grads[1]},
-        {"sum": expected, "residual": wants[0], "y": wants[1]},
-        TOLERANCE[dtype],
-    )
 
 
 @DTYPES
@@ -94,71 +64,59 @@ def test_low_rank_add_equals_its_reference(dtype, rank, features, rows):
 
 
 @DTYPES
+@GROUPS
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize(("rows", "features"), [(0, 32), (1, 50), (40, 128)])
-def test_gather_norm_equals_its_reference(dtype, kind, rows, features):
-    hidden, index = _matrix(45, features, 1, dtype, shift=3.0), _index(45, rows)
-    weight = _matrix(1, features, 2, dtype)[0]
-    bias = _matrix(1, features, 4, dtype)[0] if kind == "layer" else None
-    leaf, wide = _leaf(hidden), hidden.double().requires_grad_()
-    x, shrunk = gather_norm(leaf, index, weight, bias, kind=kind, eps=1e-5)
-    assert shrunk == ()
-    wide_bias = None if bias is None else bias.double()
-    expected = gather_norm_reference(wide, index, weight.double(), wide_bias, kind=kind, eps=1e-5)
-    upstream = _matrix(rows, features, 5, dtype)
-    (grad,), (want,) = _grads(x, [leaf], upstream), _grads(expected, [wide], upstream.double())
-    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dropout", [None, 0.4])
-@pytest.mark.parametrize("banks", [1, 2, 3])
-def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
-    cases = [lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout, seed=seed) for seed in range(banks)]
-    groups = cases[0].groups
-    hidden, index = _matrix(60, 48, 1, dtype), _index(60, 38)
-    weight, bias = _matrix(1, 48, 2, dtype)[0], _matrix(1, 48, 4, dtype)[0]
-    drops = [case.dropout for case in cases] if dropout else ()
-    banks_a = [case.lora_a for case in cases]
-    x, shrunk = gather_norm(
-        hidden, index, weight, bias, kind="layer", eps=1e-5, lora_a=banks_a, groups=groups, dropout=drops
-    )
-    expected = gather_norm_reference(hidden.double(), index, weight.double(), bias.double(), kind="layer", eps=1e-5)
-    assert_close({"x": x}, {"x": expected}, TOLERANCE[dtype])
-    for found, case in zip(shrunk, cases, strict=True):
-        assert_close({"shrunk": found}, {"shrunk": _expected_shrink(x, case)}, TOLERANCE[dtype])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_norm_equals_float64(sizes, kind, dtype, indexed):
+    check_norm(Launcher(sizes, "cpu", dtype), kind, 50, banks=0, indexed=indexed)
 
 
 @DTYPES
+@GROUPS
+@DROPOUT
+@pytest.mark.parametrize("banks", [1, 2, 3])
+def test_a_norm_shrinks_for_each_adapter(sizes, banks, dropout, dtype):
+    check_norm(Launcher(sizes, "cpu", dtype, dropout=dropout), "layer", 48, banks=banks)
+
+
+@DTYPES
+@GROUPS
+@DROPOUT
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
-@pytest.mark.parametrize("rows", [0, 1, 40])
-def test_activations_equal_their_reference(dtype, kind, rows):
-    x, up, upstream = (_matrix(rows, 50, seed, dtype, scale=2.0) for seed in (1, 2, 3))
-    leaves = [_leaf(tensor) for tensor in ((x, up) if kind == "swiglu" else (x,))]
-    wide = [tensor.double().requires_grad_() for tensor in leaves]
-    if kind == "swiglu":
-        y, shrunk = swiglu(*leaves)
-    else:
-        y, shrunk = gelu(leaves[0], approximate="none" if kind == "gelu" else "tanh")
-    assert shrunk is None
-    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
-    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
-    assert_close(
-        {"y": y} | {f"grad{i}": grad for i, grad in enumerate(grads)},
-        {"y": expected} | {f"grad{i}": want for i, want in enumerate(wants)},
-        TOLERANCE[dtype],
-    )
+def test_an_activation_equals_float64_and_sums_up_gradients(sizes, kind, dropout, dtype):
+    check_activation(Launcher(sizes, "cpu", dtype, dropout=dropout), kind, 50, rank=8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dropout", [None, 0.4])
-@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
-def test_activations_shrink_for_the_layer_that_reads_them(dtype, dropout, kind):
-    case = lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout)
-    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
-    y, shrunk = gelu(case.x, **options) if kind == "gelu" else swiglu(case.x, case.x, **options)
-    expected = _expected_shrink(y, case)
-    assert_close({"shrunk": shrunk}, {"shrunk": expected}, TOLERANCE[dtype])
+@pytest.mark.parametrize("of", ["", "A", "B"])
+@pytest.mark.parametrize("rank", [3, 40])
+def test_an_activation_sums_up_only_what_is_asked_for(of, rank):
+    check_activation(Launcher(SIZES["ragged"], "cpu", torch.float32), "gelu", 33, rank=rank, of=of)
+
+
+@DTYPES
+@GROUPS
+@pytest.mark.parametrize(("indexed", "scaled"), [(False, False), (True, False), (False, True), (True, True)])
+def test_one_read_of_a_gradient_gives_its_rows_ds_and_db(sizes, indexed, scaled, dtype):
+    check_output_gradient(Launcher(sizes, "cpu", dtype), [50], rank=8, indexed=indexed, scaled=scaled)
+
+
+@GROUPS
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("widths", [(40, 40), (40, 33, 70)], ids=str)
+def test_one_launch_takes_the_gradients_of_layers_of_one_input(sizes, widths, trained):
+    check_output_gradient(Launcher(sizes, "cpu", torch.float32), widths, rank=5, trained=trained)
+
+
+@DTYPES
+@GROUPS
+@DROPOUT
+@pytest.mark.parametrize("kind", [None, "layer", "rms"])
+def test_da_of_the_norm_of_rows_equals_float64(sizes, kind, dropout, dtype):
+    check_outer(Launcher(sizes, "cpu", dtype, dropout=dropout), kind, 50, rank=8, banks=1 if dropout else 3)
+
+
+def test_rows_outside_the_stream_are_left_out():
+    check_rows_outside("cpu", 40)
 
 
 @settings(max_examples=10)
@@ -166,59 +124,35 @@ def test_activations_shrink_for_the_layer_that_reads_them(dtype, dropout, kind):
     sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
     features=st.sampled_from([16, 33, 64]),
     kind=st.sampled_from(["layer", "rms"]),
-    banks=st.integers(1, 3),
+    banks=st.integers(0, 3),
+    rank=st.integers(1, 20),
+    indexed=st.booleans(),
     dropout=st.sampled_from([None, 0.2]),
 )
-def test_gather_norm_of_drawn_groups_equals_its_reference(sizes, features, kind, banks, dropout):
-    case = lora_case(sizes, inputs=features, dropout=dropout)
-    hidden, index = _matrix(sum(sizes) + 3, features, 1, torch.float32), _index(sum(sizes) + 3, sum(sizes))
-    weight = _matrix(1, features, 2, torch.float32)[0]
-    bias = _matrix(1, features, 4, torch.float32)[0] if kind == "layer" else None
-    leaf, wide = _leaf(hidden), hidden.double().requires_grad_()
-    x, shrunk = gather_norm(
-        leaf, index, weight, bias, kind=kind, eps=1e-5, lora_a=[case.lora_a] * banks, groups=case.groups,
-        dropout=() if dropout is None else [case.dropout] * banks,
-    )  # fmt: skip
-    expected = gather_norm_reference(
-        wide, index, weight.double(), None if bias is None else bias.double(), kind=kind, eps=1e-5
+def test_norms_of_drawn_groups_equal_float64(sizes, features, kind, banks, rank, indexed, dropout):
+    check_norm(
+        Launcher(sizes, "cpu", torch.float32, dropout=dropout), kind, features, banks=banks, rank=rank, indexed=indexed
     )
-    upstream = _matrix(sum(sizes), features, 5, torch.float32)
-    (grad,), (want,) = _grads(x, [leaf], upstream), _grads(expected, [wide], upstream.double())
-    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, 1e-5)
-    assert len(shrunk) == banks
-    for part in shrunk:
-        assert_close({"shrunk": part}, {"shrunk": _expected_shrink(x, case)}, 1e-5)
 
 
 @settings(max_examples=10)
 @given(
-    sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
     features=st.sampled_from([16, 33, 64]),
     kind=st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
+    rank=st.integers(1, 20),
     dropout=st.sampled_from([None, 0.2]),
 )
-def test_activations_of_drawn_groups_equal_their_reference(sizes, features, kind, dropout):
-    case = lora_case(sizes, inputs=features, dropout=dropout)
-    leaves = [_leaf(case.x)] if kind != "swiglu" else [_leaf(case.x), _leaf(_matrix(*case.x.shape, 1, torch.float32))]
-    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
-    if kind == "swiglu":
-        y, shrunk = swiglu(*leaves, **options)
-    else:
-        y, shrunk = gelu(*leaves, approximate="none" if kind == "gelu" else "tanh", **options)
-    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
-    upstream = _matrix(*case.x.shape, 5, torch.float32)
-    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
-    found = {"y": y, "shrunk": shrunk} | {str(number): grad for number, grad in enumerate(grads)}
-    wanted = {"y": expected, "shrunk": _expected_shrink(y, case)} | {str(n): want for n, want in enumerate(wants)}
-    assert_close(found, wanted, 1e-5)
+def test_activations_of_drawn_groups_equal_float64(sizes, features, kind, rank, dropout):
+    check_activation(Launcher(sizes, "cpu", torch.float32, dropout=dropout), kind, features, rank=rank)
 
 
 def test_the_mask_is_the_one_of_the_torch_path():
-    case = lora_case([20, 0, 17], dropout=0.4)
-    identity = torch.zeros(case.lora_a.shape[0], 48, 48)
-    identity[:] = torch.eye(48)
-    keys = torch.tensor([dropout_key(7, group) for group in range(3)])
-    drop = Dropout(0.4, keys)
-    _y, shrunk = gelu(torch.full((37, 48), 5.0), lora_a=identity, groups=case.groups, dropout=drop)
-    assert torch.equal(shrunk != 0, keep_mask(drop, case.groups.sizes, 48))
+    case = Launcher([20, 0, 17], "cpu", torch.float32, dropout=0.4)
+    drop = case.dropout(7)
+    assert drop is not None
+    identity = torch.eye(32).expand(7, 32, 32).contiguous()
+    x = torch.full((37, 32), 5.0)
+    chunks = case.groups.chunks(activation_tile(x, identity).rows).rows
+    _, shrunk = activation_forward("gelu", x, None, identity, chunks, drop.keys, drop.threshold)
+    assert torch.equal(shrunk != 0, keep_mask(drop, case.groups.sizes, 32))

@@ -9,35 +9,28 @@ from fedra_kernels import (
     adamw,
     aggregate,
     finish_aggregate,
-    gather_norm,
-    gelu,
     head_cross_entropy,
     head_logits,
     lora_linear,
     low_rank_add,
-    scatter_add,
     sgd,
     squared_norms,
-    swiglu,
 )
-from fedra_kernels._kernels.activation import activation_backward, activation_forward, activation_tile
+from fedra_kernels._kernels.activation import activation_forward, activation_tile
+from fedra_kernels._kernels.activation_gradient import activation_gradient
+from fedra_kernels._kernels.configs import gradient_chunk
 from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
 from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
 from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
 from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
-from fedra_kernels._kernels.lora_grad import (
-    lora_grad_outer,
-    lora_grad_output,
-    lora_grad_reduce,
-    outer_chunk,
-    output_chunk,
-)
+from fedra_kernels._kernels.lora_grad_outer import lora_grad_outer
+from fedra_kernels._kernels.lora_grad_output import lora_grad_output
+from fedra_kernels._kernels.lora_grad_reduce import lora_grad_reduce
 from fedra_kernels._kernels.lora_shrink import lora_shrink, shrink_tile
 from fedra_kernels._kernels.lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
 from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
 from fedra_kernels.low_rank_add import low_rank_add_rows
-from fedra_kernels.scatter_add import scatter_add_rows
 from fedra_kernels.sgd import sgd_rows
 from fedra_kernels.squared_norms import squared_norms_rows
 
@@ -67,9 +60,11 @@ def _op_calls():
     def chunks(length):
         return groups.chunks(length).rows
 
-    pieces = groups.chunks(outer_chunk(x, RANK))
-    partial_a, partial_b = (torch.randn(len(pieces.rows), RANK * features) for features in (WIDTH, OUTPUTS))
+    pieces = groups.chunks(gradient_chunk(x))
+    sums = torch.randn(len(pieces.rows), RANK * (WIDTH + OUTPUTS))
+    moments = torch.zeros(ROWS), torch.ones(ROWS)
     rows, norm_chunks, spans = chunks(product_tile(x).rows), chunks(norm_tile(x, [a]).rows), groups.spans
+    wide = x, x, x, torch.zeros_like(x), torch.zeros_like(x)
     ones_out, gemm_spans = torch.ones(OUTPUTS), spans(gemm_tile(x, RANK).rows)
     segments = ([x, x], torch.cat([weight, weight], 1), None, rank, [b[:, :9], None], [9, OUTPUTS - 9])
     gemm = (*segments, gemm_spans, filled, SCALE, None, 0, False)
@@ -80,18 +75,14 @@ def _op_calls():
         (lora_gemm_onto, (torch.zeros(ROWS, OUTPUTS), index, *gemm, y, index, ones_out)),
         (lora_single_pass, (*single_pass, y, index, ones_out)),
         (lora_single_pass_onto, (torch.zeros(ROWS, OUTPUTS), index, *single_pass, y, index, ones_out)),
-        (lora_grad_output, (y, b, rank, chunks(output_chunk(y, RANK)), SCALE)),
-        (lora_grad_outer, (x, rank, pieces.rows, keys, 5, True)),
-        (
-            lora_grad_reduce,
-            (partial_a, pieces.groups, torch.zeros_like(a), partial_b, pieces.groups, torch.zeros_like(b), SCALE),
-        ),
-        (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, [], 0)),
-        (gather_norm_backward, (x, index, ones, x, torch.zeros(ROWS), torch.ones(ROWS), False, torch.zeros_like(x))),
-        (scatter_add_rows, (torch.zeros(ROWS, WIDTH), x, index, ones)),
+        (lora_grad_output, ([y], [b], rank, pieces.rows, sums, [RANK * WIDTH], SCALE, index, ones_out)),
+        (lora_grad_outer, (x, rank, pieces.rows, sums, 0, 0, RANK, True, SCALE, keys, 5, *moments, ones, ones)),
+        (lora_grad_reduce, (sums, pieces.groups, torch.zeros_like(a), torch.zeros_like(b))),
+        (gather_norm_forward, (x, index, ones, ones, 1e-5, False, [a, a], norm_chunks, [], 0)),
+        (gather_norm_backward, (x, ones, x, *moments, False, x, index, torch.zeros_like(x), index)),
         (low_rank_add_rows, (torch.zeros(ROWS, WIDTH), index, a[0].T, a[1], ones[:RANK], ones)),
         (activation_forward, ("swiglu", x, x, a, chunks(activation_tile(x, a).rows), keys, 5)),
-        (activation_backward, ("swiglu", x, x, x)),
+        (activation_gradient, ("swiglu", *wide, pieces.rows, sums, rank, 0, keys, 5, rank, RANK * WIDTH, SCALE)),
         (aggregate_rows, (torch.zeros(2, 50), torch.zeros(2), bank(), slots, torch.tensor([0, 1, 3]), table)),
         (sgd_rows, (bank(), bank(), bank(), bank().bfloat16(), slots, table, table, slots + 1, 0.9, 0.1, True)),
         (adamw_rows, (bank(), bank(), bank(), bank(), None, slots, table, table, slots + 1, 0.9, 0.9, 1e-8, 0.1, True)),
@@ -120,17 +111,17 @@ def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
     case = lora_case([20, 0, 33], inputs=32, outputs=32, dropout=dropout)
     groups, keys = case.groups, None if dropout is None else case.dropout.keys
     used = list(groups.host_slots)
+    factors = [torch.randn(*shape) / 10 for shape in ((32, 4), (4, 32), (4,), (32,))]
 
     def step(x, grad_a, grad_b, param):
         drop = None if dropout is None else Dropout(dropout, keys)
         sinks = (None if "grad_a" in frozen else grad_a), (None if "grad_b" in frozen else grad_b)
         y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, SCALE, *sinks, drop)
-        z, _ = gelu(y)
-        normed, _ = gather_norm(z, torch.arange(53), case.bias, case.bias, kind="layer", eps=1e-5)
+        z = low_rank_add(y * 1.0, torch.arange(53), *factors)
         steps = torch.ones(3, dtype=torch.int64)
         ones = torch.ones(3)
         sgd(param, param * 0.5, None, torch.arange(3), ones, ones, steps, momentum=0.0, weight_decay=0.1)
-        return normed
+        return z
 
     def run(function):
         x = case.x.detach().clone().requires_grad_()
@@ -150,9 +141,7 @@ def test_the_ops_around_the_layers_compile_too():
     inputs = torch.randn(ROWS, WIDTH)
 
     def step(x, sinks, banks, sums):
-        y, _ = swiglu(x, x * 2.0)
-        z = scatter_add(x * 1.0, y, index, weight[0, 0])
-        z = low_rank_add(z, index[:7], weight[1].T, weight[1], bias[0], weight[0, 0])
+        z = low_rank_add(x * 1.0, index[:7], weight[1].T, weight[1], bias[0], weight[0, 0])
         losses, correct = head_cross_entropy(z, weight, bias, labels, groups, *sinks[:2])
         logits = head_logits(z, weight, bias, groups, *sinks[2:])
         norms = squared_norms(banks[1], slots)
