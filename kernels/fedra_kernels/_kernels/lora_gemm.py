@@ -102,7 +102,9 @@ def product_tile(
     shrunk_column = of_segment(segment, SHRUNK0, SHRUNK1, SHRUNK2)
     expand_ptr = of_segment(segment, expand0_ptr, expand1_ptr, expand2_ptr)
     adapted = shrunk_column >= 0
-    adapter = (shrunk_ptr, shrunk_column, adapted, expand_ptr, width, stride_slot, stride_n, stride_r, scale)
+    # A segment without a factor has the pointer of another's, from which nothing is read.
+    columns = tl.where(adapted, width, 0)
+    adapter = (shrunk_ptr, shrunk_column, adapted, expand_ptr, columns, stride_slot, stride_n, stride_r, scale)
     groups, first_group = (filled_ptr, first, tl.where(adapted, end, first)), (group_start, group_end, slot)
     end_tile(
         total, adapter, groups, first_group, ending, keys_ptr, threshold, first_row, first_column, segment_start, width,
