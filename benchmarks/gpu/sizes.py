@@ -152,7 +152,7 @@ GPU = ReportSizes(
     second_block=llama_7b,
     seconds=0.15,
     forms=(
-        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=2),
+        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=4),
         Form(Tile(128, 256, 64, 8, 4, True), _TRIED, persistent=True, parts=4),
         Form(Tile(128, 128, 64, 8, 4, True), _TRIED, persistent=True, parts=2),
         Form(Tile(128, 128, 64, 4, 3, True), _TRIED, parts=2),

@@ -166,16 +166,16 @@ def _products(shapes: Shapes, dtype: torch.dtype, rank: int, width: int) -> None
     x, bank, merged = zeros(shapes.rows, width), shapes.bank(width, rank, dtype=dtype), zeros(3 * width, width)
     tables = groups.spans(gemm_tile(x, rank).rows), groups.filled
     shrunk, lora_a = zeros(shapes.rows, 3 * rank), shapes.bank(3 * rank, width, dtype=dtype)
-    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, *tables, 0.5, None, 0, False)
+    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, *tables, 0.7, None, 0, False)
     lora_gemm([x] * 3, merged, None, shrunk, [lora_a], [width], *tables, None, None, 0, True)
     stream, index, scale = zeros(2 * shapes.rows, width), torch.arange(shapes.rows), zeros(width)
-    one = ([x], zeros(width, width), scale, zeros(shapes.rows, rank), [bank], [width], *tables, 0.5, None, 0, False)
+    one = ([x], zeros(width, width), scale, zeros(shapes.rows, rank), [bank], [width], *tables, 0.7, None, 0, False)
     lora_gemm_onto(stream, index, *one, stream, index, scale)
     lora_gemm(*one, stream, index, scale)
     if rank <= NARROW_RANK:
         tables = groups.spans(single_pass_tile(x, rank).rows), groups.filled
         factors = shapes.bank(rank, width, dtype=dtype), bank
-        single = (x, zeros(width, width), scale, *factors, *tables, 0.5)
+        single = (x, zeros(width, width), scale, *factors, *tables, 0.7)
         lora_single_pass_onto(stream, index, *single, stream, index, scale)
         lora_single_pass(*single)
 

@@ -43,17 +43,27 @@ def needs_padding_mask(foundation: Foundation, arguments: BatchArguments, inputs
         found: Tensor = foundation.model(**inputs).logits
         return found[is_text] if found.dim() == 3 else found
 
+    spoilt = False
+
     def spoil(block: nn.Module, args: Any, kwargs: Any) -> Any:
+        nonlocal spoilt
         states = arguments.hidden_states(args, kwargs)
+        if states.shape[:2] != is_text.shape:
+            # The model has added tokens.
+            return None
+        spoilt = True
         return arguments.select(args, kwargs, None, states.where(is_text[:, :, None], 1 - 3 * states))
 
+    first: Any = foundation.blocks[0]
     with_mask = logits(inputs)
     del inputs[MASK]
-    without = logits(inputs)
-    first: Any = foundation.blocks[0]
-    hook = first.register_forward_pre_hook(spoil, with_kwargs=True)
     try:
-        spoilt = logits(inputs)
-    finally:
-        hook.remove()
-    return not (torch.equal(spoilt, without) and nearly_equal(without, with_mask))
+        without = logits(inputs)
+        hook = first.register_forward_pre_hook(spoil, with_kwargs=True)
+        try:
+            found = logits(inputs)
+        finally:
+            hook.remove()
+    except (AttributeError, TypeError, ValueError):  # It cannot do without.
+        return True
+    return not (spoilt and torch.equal(found, without) and nearly_equal(without, with_mask))

@@ -96,9 +96,8 @@ class SweepModel:
         check_sweep(foundation, self.features_of, trial, cuts=sharding is None)
         if fuse_blocks and whole_blocks and not use_triton(foundation.head.weight):
             self.fused += self._fuse(blocks, plain, self._whole(plain), trial)
-            self.fewest_first_token_samples = (
-                find_fewest_first_token_samples(foundation, self, trial) if self.fused else None
-            )
+            if self.fused:
+                self.fewest_first_token_samples = find_fewest_first_token_samples(foundation, self, trial)
         if fuse_blocks and kernel_blocks:
             left = [block for block in plain if blocks[block.position] is block]
             self.fused += self._fuse(blocks, plain, self._of_kernels(left), trial)

@@ -33,6 +33,10 @@ MOST_SHARED_BY_TWO = 113 * 1024
 TENSOR_LOAD, TENSOR_STORE = (
     rf"cp\.async\.bulk\.tensor\.2d\.{places}\b" for places in (r"shared::\w+\.global", r"global\.shared::\w+")
 )
+# In a persistent kernel: the load of a block, behind it and under a condition the store of a tile.
+FUSED = re.compile(
+    r"^ {6}ttng\.async_tma_copy_global_to_local.*^ {8,}ttng\.async_tma_copy_local_to_global", re.M | re.S
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -100,7 +104,9 @@ def test_every_form_of_a_product_is_compiled_and_has_what_chose_it(architecture,
     for form, compiled in zip(taken, kernels, strict=True):
         program = compiled.asm.get("ptx", "")
         loads |= {form} if re.search(TENSOR_LOAD, program) else set()
-        stores |= {form} if re.search(TENSOR_STORE, program) else set()
+        stores |= {form} if (stored := re.search(TENSOR_STORE, program)) else set()
+        if form.persistent and stored:
+            assert FUSED.search(compiled.asm["ttgir"]), f"the loops over tiles and depth are not fused: {form}"
         if form.tile.descriptors and form.tile.warps == 4:
             assert compiled.metadata.shared <= MOST_SHARED_BY_TWO, form
     tables = (product_forms.GEMM_FORMS, product_forms.DROPOUT_FORMS, product_forms.SINGLE_PASS_FORMS)

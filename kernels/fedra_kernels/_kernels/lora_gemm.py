@@ -10,9 +10,11 @@ own or none, and no tile straddles two. So is the gradient of that input: x come
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -76,7 +78,7 @@ def product_tile(
     SHRUNK0: tl.constexpr, SHRUNK1: tl.constexpr, SHRUNK2: tl.constexpr, SHRUNK: tl.constexpr,
     RANK: tl.constexpr, RANK_STEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
+    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, SPLIT: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
     PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
 ):  # fmt: skip
     """One tile of y; see `lora_gemm_kernel`."""
@@ -100,12 +102,14 @@ def product_tile(
     shrunk_column = of_segment(segment, SHRUNK0, SHRUNK1, SHRUNK2)
     expand_ptr = of_segment(segment, expand0_ptr, expand1_ptr, expand2_ptr)
     adapted = shrunk_column >= 0
-    adapter = (shrunk_ptr, shrunk_column, adapted, expand_ptr, width, stride_slot, stride_n, stride_r, scale)
+    # A segment without a factor has the pointer of another's, from which nothing is read.
+    columns = tl.where(adapted, width, 0)
+    adapter = (shrunk_ptr, shrunk_column, adapted, expand_ptr, columns, stride_slot, stride_n, stride_r, scale)
     groups, first_group = (filled_ptr, first, tl.where(adapted, end, first)), (group_start, group_end, slot)
     end_tile(
         total, adapter, groups, first_group, ending, keys_ptr, threshold, first_row, first_column, segment_start, width,
         N0 + N1 + N2, SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, PARTS,
-        SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+        SCALED, SPLIT, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
     )  # fmt: skip
 
 
@@ -113,8 +117,9 @@ def product_tile(
 def end_tile(
     total, adapter, groups, first_group, ending, keys_ptr, threshold, first_row, first_column, segment_start, width,
     N: tl.constexpr, SHRUNK: tl.constexpr, RANK: tl.constexpr, RANK_STEP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr,
-    SEPARATE: tl.constexpr, PRECISION: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+    SCALED: tl.constexpr, SPLIT: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
+    PRECISION: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
 ):  # fmt: skip
     """Add the low-rank product to the frozen one and store the tile."""
     if SEPARATE and PARTS > 1:
@@ -122,18 +127,18 @@ def end_tile(
         end_tile(
             left, adapter, groups, first_group, ending, keys_ptr, threshold,
             first_row, first_column, segment_start, width, N, SHRUNK, RANK, RANK_STEP,
-            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, SPLIT, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
         )  # fmt: skip
         end_tile(
             right, adapter, groups, first_group, ending, keys_ptr, threshold,
             first_row, first_column + BLOCK_N // 2, segment_start, width, N, SHRUNK, RANK, RANK_STEP,
-            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
+            BLOCK_M, BLOCK_N // 2, PARTS // 2, SCALED, SPLIT, DROPOUT, SEPARATE, PRECISION, OUT_DESCRIPTOR,
         )  # fmt: skip
     else:
         low = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SEPARATE else total
         low = add_low_rank(
             low, adapter, groups, first_group, first_row, first_column,
-            SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, SCALED, PRECISION,
+            SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, SCALED, SPLIT, PRECISION,
         )  # fmt: skip
         if DROPOUT:
             low = drop_entries(low, keys_ptr, threshold, groups, first_row, first_column, BLOCK_M, BLOCK_N)
@@ -166,7 +171,7 @@ def lora_gemm_kernel(
     SHRUNK0: tl.constexpr, SHRUNK1: tl.constexpr, SHRUNK2: tl.constexpr, SHRUNK: tl.constexpr,
     RANK: tl.constexpr, RANK_STEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
+    TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, SPLIT: tl.constexpr, DROPOUT: tl.constexpr, SEPARATE: tl.constexpr,
     PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     """A program makes one tile of y, or walks over tiles where PERSISTENT.
@@ -187,14 +192,14 @@ def lora_gemm_kernel(
             product_tile(
                 tile, x0, x1, x2, weight, tables, bank, ending, row_tiles, keys_ptr, threshold,
                 N0, N1, N2, K0, K1, K2, SHRUNK0, SHRUNK1, SHRUNK2, SHRUNK, RANK, RANK_STEP,
-                BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, DROPOUT, SEPARATE,
+                BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, SPLIT, DROPOUT, SEPARATE,
                 PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
             )  # fmt: skip
     else:
         product_tile(
             program, x0, x1, x2, weight, tables, bank, ending, row_tiles, keys_ptr, threshold,
             N0, N1, N2, K0, K1, K2, SHRUNK0, SHRUNK1, SHRUNK2, SHRUNK, RANK, RANK_STEP,
-            BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, DROPOUT, SEPARATE,
+            BLOCK_M, BLOCK_N, BLOCK_K, PARTS, TRANSPOSED, SCALED, SPLIT, DROPOUT, SEPARATE,
             PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
         )  # fmt: skip
 
@@ -292,7 +297,7 @@ def _launch(
         threshold,
         **_extents(operands.depths, expand, widths, shrunk, rank),
         TRANSPOSED=operands.transposed,
-        SCALED=scale is not None,
+        **_scaling(scale, shrunk),
         DROPOUT=keys is not None,
         PRECISION=dot_precision(shrunk),
         DESCRIPTORS=operands.descriptors,
@@ -300,6 +305,12 @@ def _launch(
         SEPARATE=form.separate,
         **form.options,
     )
+
+
+def _scaling(scale: float | None, shrunk: Tensor) -> dict[str, bool]:
+    """How S is scaled. In 16 bits, a power of two leaves it exact."""
+    exact = scale is None or shrunk.dtype == torch.float32 or abs(math.frexp(scale)[0]) == 0.5
+    return {"SCALED": scale is not None, "SPLIT": not exact}
 
 
 def _extents(

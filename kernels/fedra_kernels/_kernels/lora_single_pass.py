@@ -15,7 +15,7 @@ from torch import Tensor
 from ..dispatch import launch, register
 from .configs import Tile, low_rank_options
 from .lora_gemm import swizzled_tile
-from .low_rank_tiles import expand_operands, load_factor
+from .low_rank_tiles import add_expand, load_factor
 from .product_forms import SINGLE_PASS_FORMS, choose_form, form_tile, programs
 from .row_tables import load_filled, load_span
 from .tile_loads import product_operands, row_block, weight_block
@@ -61,8 +61,7 @@ def expand_own(
         tl.store(shrunk_ptrs, mine.to(shrunk_ptr.dtype.element_ty), mask=own[:, None] & (rank < RANK)[None, :])
     stride_slot, stride_n, stride_rank = strides_b
     factor = load_factor(lora_b_ptr + slot * stride_slot, column, rank, stride_n, stride_rank, N, RANK)
-    mine, factor = expand_operands(mine, own, factor, scale, True)
-    return tl.dot(mine, factor, total, input_precision=PRECISION)
+    return add_expand(total, mine, own, factor, scale, True, False, PRECISION)
 
 
 @triton.jit

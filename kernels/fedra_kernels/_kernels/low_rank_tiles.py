@@ -10,21 +10,27 @@ from .row_tables import load_filled
 
 
 @triton.jit
-def expand_operands(shrunk, own, factor, scale, SCALED: tl.constexpr):
-    """The group's own rows of scale S, and its factor as [ranks, columns]; zeros in the rows of other groups.
+def add_expand(total, shrunk, own, factor, scale, SCALED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """total + scale S E for the group's own rows of S and its factor E as [ranks, columns].
 
-    Those rows meet the factor as zeros times its entries: with an infinite entry of a client that diverged,
-    they would turn to NaN. So the factor goes without its non-finite entries, and the client's own rows are
-    made NaN.
+    The rows of other groups meet the factor as zeros times its entries: with an infinite entry of a client that
+    diverged, they would turn to NaN. So the factor goes without its non-finite entries, and the client's own rows are
+    made NaN. SPLIT: what rounding takes from scale S is multiplied as well.
     """
     wide = factor.to(tl.float32)
     finite = tl.abs(wide) < float("inf")
     broken = tl.max(tl.max(tl.where(finite, 0, 1), axis=1), axis=0) > 0
+    factor = tl.where(finite, wide, 0.0).to(factor.dtype)
     shrunk = shrunk.to(tl.float32)
     if SCALED:
         shrunk *= scale
     shrunk = tl.where(own[:, None], tl.where(broken, float("nan"), shrunk), 0.0)
-    return shrunk.to(factor.dtype), tl.where(finite, wide, 0.0).to(factor.dtype)
+    rounded = shrunk.to(factor.dtype)
+    total = tl.dot(rounded, factor, total, input_precision=PRECISION)
+    if SPLIT:
+        rest = (shrunk - rounded.to(tl.float32)).to(factor.dtype)
+        total = tl.dot(rest, factor, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -56,7 +62,8 @@ def load_pieces(
 def add_low_rank(
     total, adapter, groups, first_group, first_row, first_column,
     SHRUNK: tl.constexpr, RANK: tl.constexpr, RANK_STEP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCALED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCALED: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total + scale S E_k^T for a tile that `groups`, (filled groups, first, end), touch.
 
@@ -66,8 +73,7 @@ def add_low_rank(
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
     group_start, group_end, slot = first_group
     own, shrunk, factor = load_pieces(adapter, group_start, group_end, slot, 0, row, column, SHRUNK, RANK, RANK_STEP)
-    shrunk, factor = expand_operands(shrunk, own, factor, adapter[8], SCALED)
-    total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
+    total = add_expand(total, shrunk, own, factor, adapter[8], SCALED, SPLIT, PRECISION)
     filled_ptr, first, end = groups
     # Without the condition, which is the loop's own, Triton does not fuse the loops over tiles and depth.
     if first * PIECES + 1 < end * PIECES:
@@ -76,8 +82,7 @@ def add_low_rank(
             own, shrunk, factor = load_pieces(
                 adapter, group_start, group_end, slot, item % PIECES, row, column, SHRUNK, RANK, RANK_STEP
             )
-            shrunk, factor = expand_operands(shrunk, own, factor, adapter[8], SCALED)
-            total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
+            total = add_expand(total, shrunk, own, factor, adapter[8], SCALED, SPLIT, PRECISION)
     return total
 
 

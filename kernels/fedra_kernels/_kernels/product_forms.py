@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 from torch import Tensor
 
 from ..dispatch import architecture
-from .configs import MAX_RANK, Tile, shape_class
+from .configs import Tile, shape_class
 from .tile_loads import have_descriptors
 
 MOST_PADDING = 1 / 8
@@ -37,7 +36,7 @@ class Form:
     parts: in how many parts of its columns a tile ends, so that residual rows and a staged store fit beside it.
     separate: the low-rank product has an accumulator of its own, by parts: dropout acts on it alone, and for sm_100
         Triton compiles nothing else inside the fused loops.
-    most_rank: above which registers spill.
+    most_rank: above which registers spill; None: none.
     """
 
     tile: Tile
@@ -45,7 +44,7 @@ class Form:
     persistent: bool = False
     parts: int = 1
     separate: bool = False
-    most_rank: int = MAX_RANK
+    most_rank: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
@@ -67,7 +66,7 @@ _LEAST = "counted: 1.1 to 1.2 at K = 768, 1.05 to 1.1 at K = 3072, less than any
 _SHARED = "counted: 98 KiB, so that two fit a multiprocessor; 1.15 to 1.3 at K = 768, 1.1 to 1.2 at K = 3072"
 _WIDE, _SMALL = Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True)
 _FLOAT = Form(Tile(64, 64, 16, 8, 3), _ASKED)
-_FLOAT_LITTLE_MEMORY = Form(Tile(64, 64, 16, 8, 2), _ASKED)
+_FLOAT_TWO_STAGES = Form(Tile(64, 64, 16, 8, 2), _ASKED)
 _INTERPRETED = (
     Form(Tile(32, 64, 32, 4, 1, True), "as on sm_90", persistent=True, parts=2),
     Form(Tile(32, 32, 32, 4, 1, True), "as on sm_90"),
@@ -75,12 +74,12 @@ _INTERPRETED = (
 
 GEMM_FORMS: Forms = {
     "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ASKED)], _FLOAT),
-    "sm_90": _forms([Form(_WIDE, _LEAST, persistent=True, parts=2), Form(_SMALL, _SHARED, parts=2)], _FLOAT),
+    "sm_90": _forms([Form(_WIDE, _LEAST, persistent=True, parts=4), Form(_SMALL, _SHARED, parts=2)], _FLOAT),
     "sm_100": _forms(
         [Form(_WIDE, _LEAST, persistent=True, parts=4, separate=True), Form(_SMALL, _SHARED, parts=2)], _FLOAT
     ),
-    "gfx942": _forms([Form(Tile(128, 128, 32, 8, 2), _ASKED)], _FLOAT_LITTLE_MEMORY),
-    "small": _forms([Form(Tile(64, 128, 64, 4, 3), _ASKED)], _FLOAT_LITTLE_MEMORY),
+    "gfx942": _forms([Form(Tile(128, 128, 32, 8, 2), _ASKED)], _FLOAT_TWO_STAGES),
+    "small": _forms([Form(Tile(64, 128, 64, 4, 3), _ASKED)], _FLOAT_TWO_STAGES),
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), _INTERPRETED),
 }
 
@@ -100,7 +99,7 @@ DROPOUT_FORMS: Forms = {
 }
 
 SINGLE_PASS_FORMS: Forms = {
-    "sm_80": {"narrow": [Form(Tile(128, 128, 64, 8, 4), _ASKED)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
+    "sm_80": {"narrow": [Form(Tile(128, 128, 64, 8, 4), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
     "sm_90": {
         "narrow": [
             Form(_WIDE, "counted: 1.08 to 1.18; S is 6 % of a tile", persistent=True, parts=4, most_rank=16),
@@ -109,8 +108,8 @@ SINGLE_PASS_FORMS: Forms = {
         "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)],
     },
     "sm_100": {"narrow": [Form(_WIDE, _ASKED, parts=2)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
-    "gfx942": {"narrow": [Form(Tile(128, 128, 32, 8, 2), _ASKED)], "float": [_FLOAT_LITTLE_MEMORY]},
-    "small": {"narrow": [Form(Tile(64, 128, 64, 4, 3), _ASKED)], "float": [_FLOAT_LITTLE_MEMORY]},
+    "gfx942": {"narrow": [Form(Tile(128, 128, 32, 8, 2), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
+    "small": {"narrow": [Form(Tile(64, 128, 64, 4, 3), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
     "interpreter": dict.fromkeys(("narrow", "float"), _INTERPRETED),
 }
 
@@ -128,7 +127,8 @@ def choose_form(forms: Forms, rank: int, x: Sequence[Tensor], weight: Tensor, wi
 
 def _fits(form: Form, rank: int, x: Sequence[Tensor], weight: Tensor, widths: Sequence[int]) -> bool:
     padded = padded_columns(form.tile, widths) > (1 + MOST_PADDING) * sum(widths)
-    return not padded and rank <= form.most_rank and have_descriptors(x, weight)
+    spilled = form.most_rank is not None and rank > form.most_rank
+    return not padded and not spilled and have_descriptors(x, weight)
 
 
 def padded_columns(tile: Tile, widths: Sequence[int]) -> int:
@@ -142,7 +142,6 @@ def programs(form: Form, row_tiles: int, widths: Sequence[int], device: torch.de
     return min(tiles, _multiprocessors(device)) if form.persistent else tiles
 
 
-@cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS

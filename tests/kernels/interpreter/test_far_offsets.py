@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter as triton_interpreter
 
+from fedra_kernels._kernels import product_forms
+
 from ..far_offsets import CASES, Far, check_far_end
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -27,7 +29,10 @@ def mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _last_program(monkeypatch):
-    """The interpreter runs the last program of each launch alone, and what the ops allocate is mapped."""
+    """The interpreter runs the last program of each launch alone, and what the ops allocate is mapped.
+
+    Persistent programs have one tile each.
+    """
     launch = triton_interpreter.GridExecutor.__call__.__code__
 
     def last(*bounds):
@@ -39,6 +44,7 @@ def _last_program(monkeypatch):
     monkeypatch.setattr(triton_interpreter, "range", last, raising=False)
     # The interpreter copies every argument back to its device: here onto itself, all of it.
     monkeypatch.setattr(triton_interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+    monkeypatch.setattr(product_forms, "INTERPRETED_PROGRAMS", 2**31)
     for name in ("new_empty", "new_zeros"):
         monkeypatch.setattr(Tensor, name, new)
 
