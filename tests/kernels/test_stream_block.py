@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from fedra_engine.execution.memory import saved_bytes
-from fedra_kernels import GradientHandOver, stream_block
+from fedra_kernels import AdapterColumns, Dropout, GradientHandOver, stream_block
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 from .cases import assert_close
@@ -97,6 +98,8 @@ def test_without_a_backward_pass_nothing_is_kept() -> None:
         ("bank", {"bank": torch.ones(9, 5)}),
         ("gradients", {"gradients": torch.ones(3, 5, dtype=torch.float64)}),
         ("dropout", {"dropout": [None]}),
+        ("dropout", {"dropout": [Dropout(0.1, torch.arange(4))] * 5 + [None]}),
+        ("dropout", {"dropout": [Dropout(0.1, torch.arange(4))] * 5 + [Dropout(0.2, torch.arange(4))]}),
     ],
 )
 def test_bad_arguments_are_named(name: str, changes: dict[str, Any]) -> None:
@@ -107,6 +110,28 @@ def test_bad_arguments_are_named(name: str, changes: dict[str, Any]) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=f"^{name}: found .*expected"):
         stream_block(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes"),
+    [
+        ("activation", "", {"activation": "relu"}),
+        ("norm1.weight", "norm1", {"weight": torch.ones(3, 24)}),
+        ("norm2.weight", "norm2", {"weight": torch.ones(23)}),
+        ("norm2.bias", "norm2", {"bias": torch.ones(24)}),
+        ("scale1", "", {"scale1": torch.ones(24, device="meta", dtype=torch.float64)}),
+        ("mlp_inputs", "", {"activation": "swiglu"}),
+        ("attention_inputs.weight", "attention_inputs", {"weight": torch.ones(71, 24)}),
+        ("mlp_output.bias", "mlp_output", {"bias": torch.ones(23)}),
+        ("outputs of the last Linears", "attention_output", {"widths": (12, 12), "adapters": (None, None)}),
+        ("widths", "attention_inputs", {"widths": (18,) * 4, "adapters": (None,) * 4}),
+        ("adapters", "mlp_inputs", {"adapters": (AdapterColumns(0, 0, 129, 1.0),)}),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_named(name: str, part: str, changes: dict[str, Any]) -> None:
+    block = stream_case("dinov2").block
+    with pytest.raises(ValueError, match=f"^{name}: found .*expected"):
+        replace(block, **({part: replace(getattr(block, part), **changes)} if part else changes))
 
 
 @pytest.mark.parametrize(("name", "wide"), [("vit", 40), ("llama", 80)])

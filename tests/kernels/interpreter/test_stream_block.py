@@ -61,3 +61,21 @@ def test_the_order_of_the_programs_does_not_matter(name: str, monkeypatch: pytes
     monkeypatch.setattr(triton_interpreter, "range", backwards, raising=False)
     for key, values in case.run().items():
         assert torch.equal(values, forwards[key]), key
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "dropout"), [("dinov2", None), ("llama", 0.3), ("high rank", None)])
+def test_a_client_that_diverged_harms_nobody_else(name: str, dropout: float | None, wrong: float) -> None:
+    case = stream_case(name, samples=(4, 2, 5), dropout=dropout, dtype=torch.float32)
+    healthy, slot = case.run(), case.groups.host_slots[1]
+    for adapter in (adapter for layer in case.block.layers for adapter in layer.present):
+        case.bank[slot, [adapter.first_a + 1, adapter.first_b + 1]] = wrong
+    found = case.run()
+    for group in (0, 2):
+        assert torch.equal(found["bank"][group], healthy["bank"][group])
+    assert not found["bank"][1].isfinite().all()
+    assert case.index is not None
+    others = torch.ones(case.stream.flatten(0, 1).shape[0], dtype=torch.bool)
+    others[case.index[4 * TOKENS : 6 * TOKENS]] = False
+    for result in ("out", "stream"):
+        assert torch.equal(found[result].flatten(0, 1)[others], healthy[result].flatten(0, 1)[others])

@@ -15,6 +15,7 @@ from fedra_kernels import (
     low_rank_add,
     sgd,
     squared_norms,
+    stream_block,
 )
 from fedra_kernels._kernels.activation import activation_forward, activation_tile
 from fedra_kernels._kernels.activation_gradient import activation_gradient
@@ -36,6 +37,7 @@ from fedra_kernels.squared_norms import squared_norms_rows
 
 from ..cases import assert_close, lora_case
 from ..helpers import SCALE
+from ..stream_cases import stream_case
 
 ROWS, WIDTH, OUTPUTS, RANK = 20, 16, 24, 4
 
@@ -161,5 +163,22 @@ def test_the_ops_around_the_layers_compile_too():
         loss, *others = function(x, sinks, banks, sums)
         loss.backward()
         return dict(enumerate([loss, x.grad, *others, *sinks, *banks, *sums]))
+
+    assert_close(run(torch.compile(step, backend="aot_eager")), run(step), 1e-6)
+
+
+def test_a_block_between_compiled_parts_equals_an_eager_one():
+    case = stream_case("llama", dtype=torch.float32)
+    used = list(case.groups.host_slots)
+
+    def step(x, gradients):
+        total = stream_block(x * 1.0, case.index, case.block, case.attend, case.bank, gradients, case.groups)
+        return total * 2.0
+
+    def run(function):
+        x, gradients = case.stream.clone().requires_grad_(), torch.zeros(case.bank.shape)
+        out = function(x, gradients)
+        out.backward(case.upstream)
+        return {"out": out, "x": x.grad, "gradients": gradients[used]}
 
     assert_close(run(torch.compile(step, backend="aot_eager")), run(step), 1e-6)
