@@ -37,9 +37,20 @@ class FusedBlock(SweepBlock):
         """`linears` are the modules of the layers of `parts`, in their order."""
         super().__init__(block, context, position, arguments)
         self._parts, self._core = parts, core
+        self._linears = linears
         self._targets = [linear.target if isinstance(linear, GroupedLoraLinear) else None for linear in linears]
         self._unread: Tensor | None = None
         """In place of the hidden states in the attention's arguments, of which it must read the shape alone."""
+
+    def settle(self) -> None:
+        """Make the weights of Linears that read one input views of their one matrix, so that none is kept twice."""
+        first = 0
+        for layer in self._parts.layers:
+            linears: Sequence[Any] = self._linears[first : first + len(layer.widths)]
+            first += len(linears)
+            if len(linears) > 1:
+                for linear, (weight, _) in zip(linears, layer.parts(), strict=True):
+                    linear.weight.data = weight
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self._context.current
@@ -170,7 +181,7 @@ def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int) -> Adapted
     if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
         return None
     widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
-    weight, biases = _joined([linear.weight for linear in linears]), [linear.bias for linear in linears]
+    weight, biases = _stacked([linear.weight for linear in linears]), [linear.bias for linear in linears]
     bias = None
     if any(part is not None for part in biases):
         zeros = (weight.new_zeros(width) for width in widths)
@@ -192,8 +203,8 @@ def _columns(linear: nn.Module, layout: AdapterLayout) -> AdapterColumns | None:
     return AdapterColumns(*layout.first_columns(linear.target), target.rank, target.scale)
 
 
-def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
-    """The weights [out, in] one below the other, in one matrix, of which they become views: nothing is kept twice."""
+def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:
+    """The weights [out, in] one below the other, in one matrix: that of which they are views, or a new one."""
     first = weights[0].detach()
     if len(weights) == 1:
         return first
@@ -206,10 +217,7 @@ def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
         end += weight.numel()
     if together:
         return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
-    joined = torch.cat([weight.detach() for weight in weights])
-    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
-    return joined
+    return torch.cat([weight.detach() for weight in weights])
 
 
 def _with_modules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:

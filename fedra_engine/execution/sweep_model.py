@@ -236,6 +236,7 @@ class SweepModel:
         for position, fused in candidates.items():
             if agrees[position]:
                 blocks[position] = fused
+                fused.settle()
         return sum(agrees.values())
 
     def _whole(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:

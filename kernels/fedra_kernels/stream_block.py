@@ -1,8 +1,8 @@
 """A pre-norm transformer block with LoRA for many clients, added in place to rows of the residual stream.
 
 One autograd function computes the whole block but for the core of its attention, what lies between the products for
-query, key and value and the attention's last product, which the caller provides. So backward can add in place to the
-gradient of the stream, and no tensor is kept that is computed anew from another for less than it costs to read.
+query, key and value and the attention's last product, which the caller provides. Backward computes the outputs of norms
+and activation again instead of keeping them, and can add to the gradient of the stream in place.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ the last Linear; made of differentiable operations."""
 
 
 class GradientHandOver:
-    """Lets a block write to the gradient that the block behind it has returned, instead of to a copy; one for a pass.
+    """Lets a block overwrite the gradient that it is given, instead of a copy; the blocks of a pass share one.
 
-    An autograd function must not write to the gradient it is given, as others may hold the same tensor. Nobody else
-    does if that gradient was made by the next block, and this block's output went straight into it.
+    An autograd function must not overwrite it, as others may hold the tensor. Nobody does if the next block has made it
+    and has read this block's output unchanged.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class GradientHandOver:
         return self._output is not None and self._output() is stream and stream._version == self._version
 
     def give(self, grad: Tensor, *, follows: bool) -> None:
-        """Remember the gradient that a block returns; `follows`: of its input, which the block before has left."""
+        """Remember the gradient that a block returns; `follows`: its input is the block before's output, unchanged."""
         self._storage = grad.untyped_storage()._cdata if follows else 0
 
     def take(self, grad: Tensor) -> Tensor:

@@ -33,11 +33,13 @@ def activation_tile(x: Tensor, lora_a: Tensor | None) -> Tile:
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
 def activate(x, up, KIND: tl.constexpr):
+    """The activation of x, times `up` for SwiGLU."""
     if KIND == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
