@@ -12,6 +12,7 @@ from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_
 from benchmarks.gpu.library import library_peaks
 from benchmarks.gpu.sizes import ReportSizes
 from benchmarks.gpu.tiles import measure_tiles
+from benchmarks.kernels.blocks import KERNEL as WHOLE_BLOCK
 from benchmarks.kernels.cases import ENGINE, Case
 from benchmarks.kernels.lora import BACKWARD, FORWARD, GIVEN, KERNEL
 from benchmarks.kernels.measure import (
@@ -85,12 +86,26 @@ def target_figures(measurements: Sequence[KernelMeasurement], peaks: Peaks) -> l
         if ratio is not None:
             name = f"block, {mode}: over frozen products"
             figures.append(at_most(name, ratio, limit, "×", expected=_expected_ratio(measurements, mode, peaks)))
+    figures += block_figures(measurements, peaks)
     seconds = {(found.case.kernel, found.provider): found.times.p50 for found in measurements if found.times}
     for kernel in _COPY_KERNELS:
         own, copy = seconds.get((kernel, ENGINE)), seconds.get((kernel, "copy"))
         if own and copy:
             name = f"{kernel}: share of copy bandwidth"
             figures.append(at_least(name, 100 * copy / own, _COPY_TARGET, "%", expected=100.0))
+    return figures
+
+
+def block_figures(measurements: Sequence[KernelMeasurement], peaks: Peaks) -> list[Figure]:
+    """The time of whole blocks over that of their frozen products and their attention."""
+    whole = [found for found in measurements if found.case.kernel == WHOLE_BLOCK and found.times]
+    frozen = {key(found.case): found.times.p50 for found in whole if found.times and found.provider == "frozen"}
+    figures = []
+    for found in whole:
+        case, alone = found.case, frozen.get(key(found.case))
+        if found.times and alone and found.provider == ENGINE:
+            name = f"block of a {case.x}, {case.mode}: over frozen products and attention"
+            figures.append(Figure(name, found.times.p50 / alone, "×", expected=case.work.seconds(peaks) / alone))
     return figures
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,16 +152,18 @@ class StreamCase:
 
 def in_dtype(block: StreamBlock, dtype: torch.dtype, device: str | None = None) -> StreamBlock:
     """The same values, on a device if one is given."""
+    return with_tensors(block, lambda tensor: tensor.to(device or tensor.device, dtype))
 
-    def moved(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.to(device or tensor.device, dtype)
 
+def with_tensors(block: StreamBlock, change: Callable[[Tensor], Tensor]) -> StreamBlock:
+    """The block with every tensor changed."""
     parts: dict[str, Any] = {}
     for name, part in vars(block).items():
         if isinstance(part, Norm | AdaptedLayer):
-            parts[name] = replace(part, weight=moved(part.weight), bias=moved(part.bias))
+            bias = None if part.bias is None else change(part.bias)
+            parts[name] = replace(part, weight=change(part.weight), bias=bias)
         elif isinstance(part, Tensor):
-            parts[name] = moved(part)
+            parts[name] = change(part)
     return replace(block, **parts)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from fedra_kernels import Dropout, RowGroups, dispatch, groups
+from fedra_kernels import Dropout, RowGroups, StreamBlock, dispatch, groups
 
 from .bad_input import calls
+from .stream_cases import with_tensors
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -24,6 +25,10 @@ def there(tensor: Tensor) -> Tensor:
 
 
 def moved(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [moved(each) for each in argument]
+    if isinstance(argument, StreamBlock):
+        return with_tensors(argument, there)
     if isinstance(argument, Dropout):
         return Dropout(argument.p, there(argument.keys))
     if isinstance(argument, RowGroups):

@@ -81,17 +81,17 @@ class AdaptedLayer:
     def lora_a(self, bank: Tensor) -> list[Tensor]:
         """Views [slots, rank, in] of each adapter's A in a bank [slots, slot size]."""
         length = self.rank * self.inputs
-        return [bank[:, a.first_a : a.first_a + length].unflatten(1, (self.rank, self.inputs)) for a in self.present]
+        return [bank.narrow(1, a.first_a, length).unflatten(1, (self.rank, self.inputs)) for a in self.present]
 
     def all_a(self, bank: Tensor) -> Tensor:
         """A view [slots, adapters * rank, in] of all A."""
         first, ranks = self.present[0].first_a, len(self.present) * self.rank
-        return bank[:, first : first + ranks * self.inputs].unflatten(1, (ranks, self.inputs))
+        return bank.narrow(1, first, ranks * self.inputs).unflatten(1, (ranks, self.inputs))
 
     def lora_b(self, bank: Tensor) -> list[Tensor]:
         """Views [slots, out, rank] of each adapter's B."""
         sized = zip(self.present, (self.widths[member] for member in self.members), strict=True)
-        return [bank[:, b.first_b : b.first_b + width * b.rank].unflatten(1, (width, b.rank)) for b, width in sized]
+        return [bank.narrow(1, b.first_b, width * b.rank).unflatten(1, (width, b.rank)) for b, width in sized]
 
     def by_member(self, outputs: Tensor) -> list[Tensor]:
         """The columns of each Linear in [rows, out]."""

@@ -190,6 +190,9 @@ def test_the_ops_come_first_and_the_other_baselines_in_a_stage_of_their_own(tmp_
     targets = [figure["name"] for figure in first["figures"] if figure["target"]]
     assert len(targets) == 6
     assert all(figure["expected"] for figure in first["figures"] if figure["target"])
+    blocks = [figure for figure in first["figures"] if figure["name"].startswith("block of a ")]
+    assert [figure["name"].partition(",")[0] for figure in blocks] == ["block of a ViT"] * 2 + ["block of a LLaMA"] * 2
+    assert all(figure["value"] > 0 and figure["expected"] > 0 for figure in blocks)
     other_baselines(make_findings(tmp_path, "rest"), REHEARSAL, CPU)
     second = stored(tmp_path, "rest")
     found = {(row["kernel"], row["mode"], row["x"], row["provider"]) for row in second["tables"]["kernels"]}
