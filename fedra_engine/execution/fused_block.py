@@ -6,7 +6,7 @@ What lies between the attention's first and last products (heads, rotary embeddi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -115,7 +115,7 @@ class AttentionCore:
         """
         hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         for given, value in zip(self._given, projected, strict=True):
-            given.value = value.view(*hidden.shape[:-1], -1)
+            given.value = value.unflatten(0, hidden.shape[:-1])
         try:
             attended = self._attention(*args, **kwargs)
         finally:
@@ -137,9 +137,13 @@ class _Given(nn.Module):
 
 
 def match_fused_block(
-    plain: SweepBlock, parts: PreNormParts, context: SweepContext, layout: AdapterLayout
+    plain: SweepBlock, parts: PreNormParts, context: SweepContext, layout: AdapterLayout, tied: Set[int]
 ) -> FusedBlock | None:
-    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op."""
+    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op.
+
+    Args:
+        tied: ids of parameters that the model's blocks use more than once, which cannot lie in one matrix with others.
+    """
     output = parts.attention_output
     if output is None:
         return None
@@ -151,7 +155,7 @@ def match_fused_block(
         return None
     layers, first = [], 0
     for of_input in read:
-        layer = _layer(of_input, layout, first)
+        layer = _layer(of_input, layout, first, tied)
         if layer is None:
             return None
         layers.append(layer)
@@ -174,14 +178,18 @@ def match_fused_block(
     return FusedBlock(plain.block, block, linears, core, context, plain.position, plain.arguments)
 
 
-def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int) -> AdaptedLayer | None:
+def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int, tied: Set[int]) -> AdaptedLayer | None:
     """The Linears as one layer; None where their weights or their adapters cannot be put together."""
     input_first = {_stores_input_first(linear) for linear in linears}
     adapters = [_columns(linear, layout) for linear in linears]
     if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
         return None
+    weights = [linear.weight for linear in linears]
+    alike = len({(weight.dtype, weight.device) for weight in weights}) == 1
+    if len(linears) > 1 and not (alike and tied.isdisjoint(id(weight) for weight in weights)):
+        return None
     widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
-    weight, biases = _stacked([linear.weight for linear in linears]), [linear.bias for linear in linears]
+    weight, biases = _stacked(weights), [linear.bias for linear in linears]
     bias = None
     if any(part is not None for part in biases):
         zeros = (weight.new_zeros(width) for width in widths)
