@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from benchmarks.gpu import ops
@@ -13,7 +14,7 @@ from benchmarks.gpu.compile_ahead import PreparedCall
 from benchmarks.gpu.shapes import VitShape
 from benchmarks.gpu.sizes import OpSizes, ReportSizes
 from benchmarks.gpu.tiles import tile_cases, using_form
-from benchmarks.gpu.workload import CPU, SGD, Workload
+from benchmarks.gpu.workload import CPU, SGD, Round, Workload
 from benchmarks.kernels.cases import ENGINE, Case, Sizes
 from benchmarks.kernels.measure import kernel_cases
 from fedra_kernels.dispatch import architecture
@@ -34,17 +35,24 @@ def _step(sizes: ReportSizes) -> Iterator[PreparedCall]:
 
 
 def _train(shape: VitShape, dtype: torch.dtype, sgd: bool = False) -> Callable[[], object]:
-    # Two blocks compile what twelve do.
-    small = replace(shape, depth=2, pool=2)
-    return _round(Workload.random(small, CPU, dtype, training=SGD if sgd else None, fuse_blocks=True))
+    # Three blocks compile what twelve do: above the first, one that all clients hold and one that only some do.
+    small = replace(shape, depth=3, pool=2)
+    workload = Workload.random(small, CPU, dtype, training=SGD if sgd else None, fuse_blocks=True)
+    allocation = np.array([[True, True, True], [False, True, False]])
+    return partial(_round, workload, replace(workload.round(2, images=1, steps=2), allocation=allocation))
 
 
-def _round(workload: Workload) -> Callable[[], object]:
-    return partial(workload.train, workload.sweep(2), workload.round(2, images=1, steps=2))
+def _round(workload: Workload, round: Round) -> object:
+    return workload.train(workload.sweep(2), round)
 
 
 def _embedded_step(_: ReportSizes) -> Iterator[PreparedCall]:
-    yield PreparedCall("training step of the embedded model", lambda: _round(Workload.embedded(CPU, fuse_blocks=True)))
+    yield PreparedCall("training step of the embedded model", _train_embedded)
+
+
+def _train_embedded() -> Callable[[], object]:
+    workload = Workload.embedded(CPU, fuse_blocks=True)
+    return partial(_round, workload, workload.round(2, images=1, steps=2))
 
 
 def _kernels(sizes: ReportSizes) -> Iterator[PreparedCall]:
