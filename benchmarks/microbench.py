@@ -90,18 +90,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
     )
     kernels.set_defaults(run=_run_kernels, files=["kernels.csv", "kernels.png"])
-    step = commands.add_parser("step", help="bytes, FLOPs and launches of a training step, and what GPUs should take")
-    step.add_argument("--model", choices=["vit-b", "llama-8b"], default="vit-b", help="its sizes (default vit-b)")
-    step.add_argument("--lanes", type=typed(int, whole(1, 4096)), default=64, help="clients at a time (default 64)")
-    step.add_argument(
-        "--images", type=typed(int, whole(1, 4096)), default=16, help="images, or texts, of a client (default 16)"
-    )
-    step.add_argument("--all_blocks", action="store_true", help="every client holds all blocks, not FedRA's share")
-    step.set_defaults(run=_run_step)
+    _add_step(commands, typed(int, whole(1, 4096)))
     resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
     resources.add_argument("file", type=path, help="Markdown page to write")
     resources.set_defaults(run=_run_resources)
     return parser.parse_args(arguments or ["--help"])
+
+
+def _add_step(commands: Any, count: Any) -> None:
+    step = commands.add_parser("step", help="bytes, FLOPs and launches of a training step, and what GPUs should take")
+    step.add_argument("--model", choices=["vit-b", "llama-8b"], default="vit-b", help="its sizes (default vit-b)")
+    step.add_argument("--lanes", type=count, default=64, help="clients at a time (default 64)")
+    step.add_argument("--images", type=count, default=16, help="images, or texts, of a client (default 16)")
+    step.add_argument("--all_blocks", action="store_true", help="every client holds all blocks, not FedRA's share")
+    step.set_defaults(run=_run_step)
 
 
 def _add_peers(commands: Any) -> None:

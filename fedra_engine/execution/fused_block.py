@@ -6,7 +6,7 @@ What lies between the attention's first and last products (heads, rotary embeddi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -37,9 +37,20 @@ class FusedBlock(SweepBlock):
         """`linears` are the modules of the layers of `parts`, in their order."""
         super().__init__(block, context, position, arguments)
         self._parts, self._core = parts, core
+        self._linears = linears
         self._targets = [linear.target if isinstance(linear, GroupedLoraLinear) else None for linear in linears]
         self._unread: Tensor | None = None
         """In place of the hidden states in the attention's arguments, of which it must read the shape alone."""
+
+    def settle(self) -> None:
+        """Make the weights of Linears that read one input views of their one matrix, so that none is kept twice."""
+        first = 0
+        for layer in self._parts.layers:
+            linears: Sequence[Any] = self._linears[first : first + len(layer.widths)]
+            first += len(linears)
+            if len(linears) > 1:
+                for linear, (weight, _) in zip(linears, layer.parts(), strict=True):
+                    linear.weight.data = weight
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self._context.current
@@ -104,7 +115,7 @@ class AttentionCore:
         """
         hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         for given, value in zip(self._given, projected, strict=True):
-            given.value = value.view(*hidden.shape[:-1], -1)
+            given.value = value.unflatten(0, hidden.shape[:-1])
         try:
             attended = self._attention(*args, **kwargs)
         finally:
@@ -126,9 +137,13 @@ class _Given(nn.Module):
 
 
 def match_fused_block(
-    plain: SweepBlock, parts: PreNormParts, context: SweepContext, layout: AdapterLayout
+    plain: SweepBlock, parts: PreNormParts, context: SweepContext, layout: AdapterLayout, tied: Set[int]
 ) -> FusedBlock | None:
-    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op."""
+    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op.
+
+    Args:
+        tied: ids of parameters that the model's blocks use more than once, which cannot lie in one matrix with others.
+    """
     output = parts.attention_output
     if output is None:
         return None
@@ -140,7 +155,7 @@ def match_fused_block(
         return None
     layers, first = [], 0
     for of_input in read:
-        layer = _layer(of_input, layout, first)
+        layer = _layer(of_input, layout, first, tied)
         if layer is None:
             return None
         layers.append(layer)
@@ -163,14 +178,18 @@ def match_fused_block(
     return FusedBlock(plain.block, block, linears, core, context, plain.position, plain.arguments)
 
 
-def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int) -> AdaptedLayer | None:
+def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int, tied: Set[int]) -> AdaptedLayer | None:
     """The Linears as one layer; None where their weights or their adapters cannot be put together."""
     input_first = {_stores_input_first(linear) for linear in linears}
     adapters = [_columns(linear, layout) for linear in linears]
     if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
         return None
+    weights = [linear.weight for linear in linears]
+    alike = len({(weight.dtype, weight.device) for weight in weights}) == 1
+    if len(linears) > 1 and not (alike and tied.isdisjoint(id(weight) for weight in weights)):
+        return None
     widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
-    weight, biases = _joined([linear.weight for linear in linears]), [linear.bias for linear in linears]
+    weight, biases = _stacked(weights), [linear.bias for linear in linears]
     bias = None
     if any(part is not None for part in biases):
         zeros = (weight.new_zeros(width) for width in widths)
@@ -192,8 +211,8 @@ def _columns(linear: nn.Module, layout: AdapterLayout) -> AdapterColumns | None:
     return AdapterColumns(*layout.first_columns(linear.target), target.rank, target.scale)
 
 
-def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
-    """The weights [out, in] one below the other, in one matrix, of which they become views: nothing is kept twice."""
+def _stacked(weights: Sequence[nn.Parameter]) -> Tensor:
+    """The weights [out, in] one below the other, in one matrix: that of which they are views, or a new one."""
     first = weights[0].detach()
     if len(weights) == 1:
         return first
@@ -206,10 +225,7 @@ def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
         end += weight.numel()
     if together:
         return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
-    joined = torch.cat([weight.detach() for weight in weights])
-    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
-    return joined
+    return torch.cat([weight.detach() for weight in weights])
 
 
 def _with_modules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:

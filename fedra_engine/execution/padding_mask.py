@@ -52,6 +52,7 @@ def needs_padding_mask(foundation: Foundation, arguments: BatchArguments, inputs
             # The model has added tokens.
             return None
         spoilt = True
+        # Any other finite values: NaN would pass even a mask, as zero times NaN.
         return arguments.select(args, kwargs, None, states.where(is_text[:, :, None], 1 - 3 * states))
 
     first: Any = foundation.blocks[0]

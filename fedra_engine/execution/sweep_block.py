@@ -155,6 +155,9 @@ class SweepBlock(nn.Module):
         """Whether it computes the block itself for these arguments."""
         return True
 
+    def settle(self) -> None:
+        """Called once when it has taken the place of another block in the model."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
         rows = self._context.current.plan.blocks[self.position]

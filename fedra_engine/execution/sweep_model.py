@@ -6,6 +6,7 @@ adapter target applies the factors of each sample's client.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,14 @@ from fedra_engine.execution.block_parts import match_parts
 from fedra_engine.execution.dropout import PassDropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
 from fedra_engine.execution.fused_block import match_fused_block
-from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_same_change
+from fedra_engine.execution.model_check import (
+    OF_MODELS,
+    ModelInputs,
+    check_norm,
+    check_sweep,
+    nearly_equal,
+    nearly_same_change,
+)
 from fedra_engine.execution.padding_mask import MASK, needs_padding_mask
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
@@ -28,7 +36,7 @@ from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.stand_ins import LowRankMap
-from fedra_kernels.dispatch import use_triton
+from fedra_kernels.dispatch import nothing_runs, use_triton
 
 
 class SweepModel:
@@ -219,7 +227,11 @@ class SweepModel:
         candidates: Mapping[int, SweepBlock],
         inputs: ModelInputs,
     ) -> int:
-        """Put a candidate wherever it gives the output of the plain block; returns how many it put."""
+        """Put a candidate wherever it gives the output of the plain block; returns how many it put.
+
+        None is put if the model then gives other features, as one does that reads a block's output again which the next
+        block has overwritten.
+        """
         if not candidates:
             return 0
         agrees: dict[int, bool] = {}
@@ -230,13 +242,26 @@ class SweepModel:
         depth, size = self._foundation.depth, self._foundation.adapter_layout.size
         adapters = torch.randn(depth, size, generator=torch.Generator().manual_seed(0)).mul_(0.05)
         with torch.no_grad():
-            self.features_of(inputs, adapters, np.arange(depth)[None])
+            expected = self.features_of(inputs, adapters, np.arange(depth)[None])
         for hook in hooks:
             hook.remove()
-        for position, fused in candidates.items():
-            if agrees[position]:
-                blocks[position] = fused
-        return sum(agrees.values())
+        put = [position for position in candidates if agrees[position]]
+        for position in put:
+            blocks[position] = candidates[position]
+        with torch.no_grad():
+            found = self.features_of(inputs, adapters, np.arange(depth)[None])
+            # Where somebody skips blocks, the others' outputs are overwritten.
+            slots = np.arange(depth)[None].repeat(2, axis=0)
+            slots[1] = -1
+            beside = self.features_of(inputs, adapters, slots)[:1]
+        pairs = (found, expected), (beside, expected[:1])
+        if not nothing_runs(found.device) and not all(nearly_equal(*pair, many_blocks=True) for pair in pairs):
+            for position in put:
+                blocks[position] = plain[position]
+            return 0
+        for position in put:
+            candidates[position].settle()
+        return len(put)
 
     def _whole(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
         """Candidates in place of `plain` blocks that one op may compute, by position."""
@@ -251,11 +276,15 @@ class SweepModel:
 
     def _of_kernels(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
         """Candidates in place of `plain` blocks of known families, by position."""
+        modules = (module for block in self.blocks for module in block.modules())
+        uses = Counter(id(parameter) for module in modules for parameter in module._parameters.values())
+        tied = {parameter for parameter, count in uses.items() if count > 1}
         return {
             block.position: fused
             for block in plain
             if (parts := match_parts(block.block)) is not None
-            and (fused := match_fused_block(block, parts, self._context, self._foundation.adapter_layout)) is not None
+            and (fused := match_fused_block(block, parts, self._context, self._foundation.adapter_layout, tied))
+            is not None
         }
 
 
@@ -277,7 +306,9 @@ def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Calla
         before = fused.arguments.hidden_states(args, kwargs).clone()
         try:
             found = fused(*args, **kwargs)
-        except TypeError:  # Another library's block of these names takes its arguments in another order.
+        except torch.OutOfMemoryError:
+            raise
+        except OF_MODELS:  # Another library's block of these names takes other arguments, or reads its Linears itself.
             agrees[position] = False
             return
         expected, found = (result[0] if isinstance(result, tuple) else result for result in (output, found))

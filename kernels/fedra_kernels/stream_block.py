@@ -1,8 +1,8 @@
 """A pre-norm transformer block with LoRA for many clients, added in place to rows of the residual stream.
 
 One autograd function computes the whole block but for the core of its attention, what lies between the products for
-query, key and value and the attention's last product, which the caller provides. So backward can add in place to the
-gradient of the stream, and no tensor is kept that is computed anew from another for less than it costs to read.
+query, key and value and the attention's last product, which the caller provides. Backward computes the outputs of norms
+and activation again instead of keeping them, and can add to the gradient of the stream in place.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ the last Linear; made of differentiable operations."""
 
 
 class GradientHandOver:
-    """Lets a block write to the gradient that the block behind it has returned, instead of to a copy; one for a pass.
+    """Lets a block overwrite the gradient that it is given, instead of a copy; the blocks of a pass share one.
 
-    An autograd function must not write to the gradient it is given, as others may hold the same tensor. Nobody else
-    does if that gradient was made by the next block, and this block's output went straight into it.
+    An autograd function must not overwrite it, as others may hold the tensor. Nobody does if the next block has made it
+    and has read this block's output unchanged.
     """
 
     def __init__(self) -> None:
@@ -62,10 +62,12 @@ class GradientHandOver:
 
     def follows(self, stream: Tensor) -> bool:
         """Whether `stream` is the output of the block before, as that block has left it."""
-        return self._output is not None and self._output() is stream and stream._version == self._version
+        known = self._output is not None and self._output() is stream and stream._version == self._version
+        # A hook may keep the gradient.
+        return known and not stream._backward_hooks
 
     def give(self, grad: Tensor, *, follows: bool) -> None:
-        """Remember the gradient that a block returns; `follows`: of its input, which the block before has left."""
+        """Remember the gradient that a block returns; `follows`: its input is the block before's output, unchanged."""
         self._storage = grad.untyped_storage()._cdata if follows else 0
 
     def take(self, grad: Tensor) -> Tensor:
@@ -179,13 +181,17 @@ def _activation(wide: Sequence[Tensor], kind: Activation) -> Tensor:
 class _Kept:
     """What backward needs of a forward pass: the rows that the norms have read, outputs of layers, and S of each layer.
 
-    `leaves` and `attended` are the ends of the graph of the attention's core.
+    Attributes:
+        projected: the outputs of the attention's first Linears, side by side.
+        attended: what its core has made of them.
+        core: the ends of the core's graph: what it was given, and its result.
     """
 
     first: NormedRows
     shrunk_inputs: Shrunk
-    leaves: list[Tensor]
+    projected: Tensor
     attended: Tensor
+    core: tuple[list[Tensor], Tensor]
     shrunk_attended: Shrunk
     second: NormedRows
     shrunk_mlp: Shrunk
@@ -196,21 +202,21 @@ class _Kept:
         """All tensors that are not part of the graph, and the lengths of the lists among them."""
         lists = self.shrunk_inputs, self.shrunk_attended, self.shrunk_mlp, self.shrunk_output
         normed = [part for rows in (self.first, self.second) for part in (rows.rows, rows.mean, rows.inverse)]
-        return [*normed, self.wide, *chain(*lists)], [len(shrunk) for shrunk in lists]
+        return [*normed, self.wide, self.projected, self.attended, *chain(*lists)], [len(shrunk) for shrunk in lists]
 
     @classmethod
     def unpack(
         cls, tensors: Sequence[Tensor], lengths: Sequence[int], block: StreamBlock, core: tuple[list[Tensor], Tensor]
     ) -> _Kept:
-        """The reverse of `pack`; `core` are the leaves and the result of the attention's core."""
-        rows1, mean1, inverse1, rows2, mean2, inverse2, wide, *rest = tensors
+        """The reverse of `pack`; `core` are the ends of the graph of the attention's core."""
+        rows1, mean1, inverse1, rows2, mean2, inverse2, wide, projected, attended, *rest = tensors
         left = iter(rest)
         lists = [list(islice(left, length)) for length in lengths]
         first, second = (
             NormedRows(rows1, mean1, inverse1, block.norm1),
             NormedRows(rows2, mean2, inverse2, block.norm2),
         )
-        return cls(first, lists[0], *core, lists[1], second, lists[2], wide, lists[3])
+        return cls(first, lists[0], projected, attended, core, lists[1], second, lists[2], wide, lists[3])
 
 
 def _forward(
@@ -221,15 +227,18 @@ def _forward(
     outputs = steps.product(x, block.attention_inputs, shrunk_inputs)
     with torch.set_grad_enabled(kept):
         leaves = [part.detach().requires_grad_(kept) for part in block.attention_inputs.by_member(outputs)]
-        attended = attend(leaves)
+        result = attend(leaves)
+    # An attention may return a part of something wider; kernels read whole rows.
+    attended = result.detach().contiguous()
     middle, shrunk_attended = steps.add_product(
-        attended.detach(), block.attention_output, None, source, index, block.scale1, None, None
+        attended, block.attention_output, None, source, index, block.scale1, None, None
     )
     x, second, shrunk_mlp = steps.normalize(middle, None, block.norm2, block.mlp_inputs)
     wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
     y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
     return _Kept(
-        first, shrunk_inputs, leaves, attended, shrunk_attended, second, shrunk_mlp, wide, shrunk_output
+        first, shrunk_inputs, outputs, attended, (leaves, result), shrunk_attended, second, shrunk_mlp, wide,
+        shrunk_output,
     ), y  # fmt: skip
 
 
@@ -257,7 +266,7 @@ class _StreamBlock(torch.autograd.Function):
         ctx.steps, ctx.block, ctx.hand_over, ctx.follows = steps, block, hand_over, follows
         tensors, ctx.lengths = ([kept.first.rows], None) if recompute else kept.pack()
         # A graph's own tensors are freed with it.
-        ctx.core = attend if recompute else (kept.leaves, kept.attended)
+        ctx.core = attend if recompute else kept.core
         ctx.save_for_backward(index, *tensors)
         if index is not None:
             ctx.mark_dirty(stream)
@@ -268,6 +277,8 @@ class _StreamBlock(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         steps, block = ctx.steps, ctx.block
         index, *tensors = ctx.saved_tensors
+        if ctx.core is None:
+            raise RuntimeError("stream_block: found a second backward pass, expected one for each forward pass")
         if ctx.lengths is None:
             kept, _ = _forward(steps, tensors[0], None, block, ctx.core, kept=True)
         else:
@@ -296,9 +307,10 @@ def _backward(
 
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
     of_attended = steps.input_gradient(of_output, last, narrow)
-    steps.factor_gradient(kept.attended.detach(), last, narrow)
+    steps.factor_gradient(kept.attended, last, narrow)
     # An attention may expand its gradients, or permute them; kernels read rows.
-    of_leaves = [part.contiguous() for part in torch.autograd.grad(kept.attended, kept.leaves, of_attended)]
+    given, result_of_core = kept.core
+    of_leaves = [part.contiguous() for part in torch.autograd.grad(result_of_core, given, of_attended)]
     of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
     steps.factor_gradient(kept.first, block.attention_inputs, narrow)
     result: Tensor | None = None

@@ -15,7 +15,7 @@ from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
 from tests.tiny import CLASSES, DEPTH, TARGETS, TensorSamples, make_samples, make_tiny
-from tests.tiny_timm import TimmModel, VitBlock
+from tests.tiny_timm import Output, TimmModel, VitBlock
 
 CPU = torch.device("cpu")
 SIZES = [3, 1, 4]
@@ -106,3 +106,29 @@ def test_a_block_that_only_looks_like_a_known_one_is_left_alone() -> None:
     foundation = make_foundation(model.double(), LoraConfig(target_modules=["fc2"]), classes=CLASSES)
     fused, _, _ = run(foundation, make_samples("vit", sum(SIZES)), fuse=True, dropout=0.0)
     assert fused == 0
+
+
+def test_a_model_that_reads_a_blocks_output_again_is_not_fused() -> None:
+    """A fused block overwrites its input, which is the output of the block before."""
+
+    class ReadsTwo(TimmModel):
+        def forward(self, pixel_values: Tensor) -> Output:
+            patches = pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5)
+            outputs = [self.patches(patches.reshape(len(pixel_values), 4, -1))]
+            for block in self.blocks:
+                outputs.append(block(outputs[-1]))
+            return Output(self.head(self.norm(outputs[-1] + outputs[-2]).mean(1)))
+
+    torch.manual_seed(0)
+    model = ReadsTwo([VitBlock() for _ in range(DEPTH)], CLASSES)
+    foundation = make_foundation(model.double(), LoraConfig(target_modules=["fc2"]), classes=CLASSES)
+    fused, _, _ = run(foundation, make_samples("vit", sum(SIZES)), fuse=True, dropout=0.0)
+    assert fused == 0
+
+
+def test_tied_weights_are_not_put_into_one_matrix() -> None:
+    foundation = make_tiny("llama", LoraConfig(rank=3, target_modules=TARGETS["llama"]))
+    first, second = (block.self_attn for block in foundation.blocks[:2])
+    second.q_proj.weight = first.q_proj.weight
+    fused, _, _ = run(foundation, make_samples("llama", sum(SIZES)), fuse=True, dropout=0.0)
+    assert fused == DEPTH - 2

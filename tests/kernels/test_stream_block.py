@@ -74,6 +74,46 @@ def test_a_gradient_that_others_hold_is_not_written_to() -> None:
         assert torch.equal(found, expected)
 
 
+def test_a_gradient_that_a_hook_holds_is_not_written_to() -> None:
+    case = stream_case("vit")
+    arguments: Any = (case.index, case.block, case.attend, case.bank, torch.zeros_like(case.bank), case.groups)
+
+    def held_gradient(hand_over: GradientHandOver | None) -> torch.Tensor:
+        held: list[torch.Tensor] = []
+        out = stream_block(case.stream.clone().requires_grad_() * 1.0, *arguments, hand_over=hand_over)
+        out.register_hook(held.append)
+        stream_block(out, *arguments, hand_over=hand_over).sum().backward()
+        return held[0]
+
+    assert torch.equal(held_gradient(GradientHandOver()), held_gradient(None))
+
+
+def test_what_an_attention_keeps_besides_is_counted() -> None:
+    """An attention whose graph keeps neither what it is given nor its result."""
+    case = stream_case("vit", dtype=torch.float32)
+    stream = case.stream.clone().requires_grad_() * 1.0
+
+    def attend(projected: Sequence[torch.Tensor]) -> torch.Tensor:
+        return projected[0] + projected[1] * 2.0 + projected[2]
+
+    def run() -> torch.Tensor:
+        return stream_block(stream, case.index, case.block, attend, case.bank, None, case.groups)
+
+    kept = saved_bytes(run, [case.bank, *(layer.weight for layer in case.block.layers)])
+    # Rows in and between, query, key and value, what attention made of them, and fc1's outputs.
+    assert kept >= 4 * case.groups.rows * (2 * 24 + 72 + 24 + 40)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    case = stream_case("vit")
+    out = stream_block(
+        case.stream.clone().requires_grad_() * 1.0, case.index, case.block, case.attend, case.bank, None, case.groups
+    )
+    out.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="found a second backward pass"):
+        out.sum().backward()
+
+
 def test_without_a_backward_pass_nothing_is_kept() -> None:
     case = stream_case("vit")
     needed = []

@@ -33,12 +33,13 @@ def activation_tile(x: Tensor, lora_a: Tensor | None) -> Tile:
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)) in fp32."""
+    """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _activate(x, up, KIND: tl.constexpr):
+def activate(x, up, KIND: tl.constexpr):
+    """The activation of x, times `up` for SwiGLU."""
     if KIND == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
@@ -94,7 +95,7 @@ def activation_forward_kernel(
         up = x
         if KIND == "swiglu":
             up = tl.load(up_ptr + source, mask=mask, other=0.0).to(tl.float32)
-        y = _activate(x, up, KIND).to(y_ptr.dtype.element_ty)
+        y = activate(x, up, KIND).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row.to(tl.int64)[:, None] * D + column[None, :], y, mask=mask)
         if SHRINK:
             factor_mask = rank_mask & (column < D)[:, None]

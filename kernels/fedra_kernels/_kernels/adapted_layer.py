@@ -65,12 +65,12 @@ class AdaptedLayer:
 
     @property
     def rank(self) -> int:
-        """Of each adapter; 0 without any."""
+        """The rank of each adapter; 0 if there are none."""
         return self.present[0].rank if self.present else 0
 
     @property
     def scale(self) -> float:
-        """Of the low-rank products."""
+        """The factor of the low-rank products, alpha / rank; there must be an adapter."""
         return self.present[0].scale
 
     @property

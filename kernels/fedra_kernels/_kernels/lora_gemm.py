@@ -22,7 +22,7 @@ from torch import Tensor
 from ..dispatch import dot_precision, in_place, launch, register
 from .configs import Tile, rank_step
 from .low_rank_tiles import add_low_rank, drop_entries
-from .product_forms import DROPOUT_FORMS, GEMM_FORMS, choose_form, form_tile, padded_columns, programs
+from .product_forms import DROPOUT_FORMS, GEMM_FORMS, Form, choose_form, form_tile, padded_columns, programs
 from .row_tables import load_filled, load_span
 from .tile_loads import add_product, product_operands
 from .tile_stores import halves, output_descriptor, store_tile
@@ -138,11 +138,13 @@ def end_tile(
         low = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SEPARATE else total
         low = add_low_rank(
             low, adapter, groups, first_group, first_row, first_column,
-            SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, SCALED, SPLIT, PRECISION,
+            SHRUNK, RANK, RANK_STEP, BLOCK_M, BLOCK_N, SCALED and not SEPARATE, SPLIT, PRECISION,
         )  # fmt: skip
-        if DROPOUT:
-            low = drop_entries(low, keys_ptr, threshold, groups, first_row, first_column, BLOCK_M, BLOCK_N)
         if SEPARATE:
+            if SCALED:
+                low *= adapter[8]
+            if DROPOUT:
+                low = drop_entries(low, keys_ptr, threshold, groups, first_row, first_column, BLOCK_M, BLOCK_N)
             low += total
         store_tile(
             low, first_row, segment_start + first_column, segment_start + width, ending,
@@ -297,7 +299,7 @@ def _launch(
         threshold,
         **_extents(operands.depths, expand, widths, shrunk, rank),
         TRANSPOSED=operands.transposed,
-        **_scaling(scale, shrunk),
+        **_scaling(scale, shrunk, form),
         DROPOUT=keys is not None,
         PRECISION=dot_precision(shrunk),
         DESCRIPTORS=operands.descriptors,
@@ -307,9 +309,9 @@ def _launch(
     )
 
 
-def _scaling(scale: float | None, shrunk: Tensor) -> dict[str, bool]:
-    """How S is scaled. In 16 bits, a power of two leaves it exact."""
-    exact = scale is None or shrunk.dtype == torch.float32 or abs(math.frexp(scale)[0]) == 0.5
+def _scaling(scale: float | None, shrunk: Tensor, form: Form) -> dict[str, bool]:
+    """How the low-rank product is scaled: alone in its accumulator, or by S, which a power of two leaves exact."""
+    exact = scale is None or form.separate or shrunk.dtype == torch.float32 or abs(math.frexp(scale)[0]) == 0.5
     return {"SCALED": scale is not None, "SPLIT": not exact}
 
 

@@ -67,5 +67,5 @@ def backward(
 
 
 def rank_major(shrunk: Tensor, run: Run) -> Tensor:
-    """[groups, rank, size]: a run's part of a buffer as `shrink` makes it."""
+    """The run's rows of a buffer [rows, rank] that is laid out as [groups, rank, size], a view."""
     return shrunk[run.rows].view(run.count, shrunk.shape[1], run.size)

@@ -34,8 +34,8 @@ class Form:
 
     chosen_by: what chose it: "counted", or "measured on" a GPU; times are multiples of the frozen product's alone.
     parts: in how many parts of its columns a tile ends, so that residual rows and a staged store fit beside it.
-    separate: the low-rank product has an accumulator of its own, by parts: dropout acts on it alone, and for sm_100
-        Triton compiles nothing else inside the fused loops.
+    separate: the low-rank product has an accumulator of its own, by parts: dropout acts on it alone; for sm_100 Triton
+        compiles nothing else inside the fused loops; on sm_80 the other way spills registers.
     most_rank: above which registers spill; None: none.
     """
 
@@ -73,7 +73,7 @@ _INTERPRETED = (
 )
 
 GEMM_FORMS: Forms = {
-    "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ASKED)], _FLOAT),
+    "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ASKED, separate=True)], _FLOAT),
     "sm_90": _forms([Form(_WIDE, _LEAST, persistent=True, parts=4), Form(_SMALL, _SHARED, parts=2)], _FLOAT),
     "sm_100": _forms(
         [Form(_WIDE, _LEAST, persistent=True, parts=4, separate=True), Form(_SMALL, _SHARED, parts=2)], _FLOAT

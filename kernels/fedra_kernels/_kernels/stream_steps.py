@@ -64,7 +64,7 @@ class StreamSteps(ABC):
         return [self.dropout[layer.first + member] for member in layer.members]
 
     def scale(self, layer: AdaptedLayer) -> float:
-        """Of a layer's low-rank products, with what entries that dropout keeps are multiplied by."""
+        """The factor of a layer's low-rank products, divided by 1 - p with dropout."""
         dropout = next(iter(self.dropouts(layer)), None)
         return layer.scale if dropout is None else layer.scale / (1.0 - dropout.p)
 
@@ -108,7 +108,7 @@ class StreamSteps(ABC):
         index: Tensor | None = None,
         column_scale: Tensor | None = None,
     ) -> tuple[Sequence[Tensor], Shrunk]:
-        """dS of a layer, from the gradients of its outputs, whose dB are summed up.
+        """dS of a layer from the gradients of its outputs; also sums up dB.
 
         Args: grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one,
         whose rows `index` are the gradients, times `column_scale`.

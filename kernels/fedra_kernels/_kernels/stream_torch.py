@@ -160,7 +160,9 @@ class TorchSteps(StreamSteps):
             scaled = rows * inverse
             grad = ((wide - scaled * (wide * scaled).mean(1, keepdim=True)) * inverse).to(rows.dtype)
         grad += residual if residual_index is None else residual.index_select(0, residual_index)
-        return grad if out is None or out_index is None else out.index_copy_(0, out_index, grad)
+        if out is None:
+            return grad
+        return out.copy_(grad) if out_index is None else out.index_copy_(0, out_index, grad)
 
     def finish(self) -> None:
         """Gradients were added as they were found."""
