@@ -65,6 +65,7 @@ _ASKED = "counted: no spills; nothing better was tried"
 _LEAST = "counted: 1.1 to 1.2 at K = 768, 1.05 to 1.1 at K = 3072, less than any other form"
 _SHARED = "counted: 98 KiB, so that two fit a multiprocessor; 1.15 to 1.3 at K = 768, 1.1 to 1.2 at K = 3072"
 _WIDE, _SMALL = Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True)
+_EIGHT_WARPS = Tile(128, 128, 64, 8, 3, True)
 _FLOAT = Form(Tile(64, 64, 16, 8, 3), _ASKED)
 _FLOAT_TWO_STAGES = Form(Tile(64, 64, 16, 8, 2), _ASKED)
 _INTERPRETED = (
@@ -74,9 +75,17 @@ _INTERPRETED = (
 
 GEMM_FORMS: Forms = {
     "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ASKED, separate=True)], _FLOAT),
-    "sm_90": _forms([Form(_WIDE, _LEAST, persistent=True, parts=4), Form(_SMALL, _SHARED, parts=2)], _FLOAT),
+    "sm_90": _forms(
+        [
+            Form(_WIDE, _LEAST, persistent=True, parts=4, most_rank=64),
+            Form(_SMALL, _SHARED, parts=2, most_rank=64),
+            Form(_EIGHT_WARPS, _ASKED, parts=2),
+        ],
+        _FLOAT,
+    ),
     "sm_100": _forms(
-        [Form(_WIDE, _LEAST, persistent=True, parts=4, separate=True), Form(_SMALL, _SHARED, parts=2)], _FLOAT
+        [Form(_WIDE, _LEAST, persistent=True, parts=4, separate=True, most_rank=64), Form(_SMALL, _SHARED, parts=2)],
+        Form(Tile(64, 64, 16, 4, 3), _ASKED),
     ),
     "gfx942": _forms([Form(Tile(128, 128, 32, 8, 2), _ASKED)], _FLOAT_TWO_STAGES),
     "small": _forms([Form(Tile(64, 128, 64, 4, 3), _ASKED)], _FLOAT_TWO_STAGES),
@@ -103,13 +112,13 @@ SINGLE_PASS_FORMS: Forms = {
     "sm_90": {
         "narrow": [
             Form(_WIDE, "counted: 1.08 to 1.18; S is 6 % of a tile", persistent=True, parts=4, most_rank=16),
-            Form(_SMALL, "counted: two fit a multiprocessor, though S is 12 % of a tile", parts=2),
+            Form(_EIGHT_WARPS, "counted: no spills; with four warps there are some", parts=2),
         ],
         "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)],
     },
     "sm_100": {"narrow": [Form(_WIDE, _ASKED, parts=2)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
     "gfx942": {"narrow": [Form(Tile(128, 128, 32, 8, 2), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
-    "small": {"narrow": [Form(Tile(64, 128, 64, 4, 3), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
+    "small": {"narrow": [Form(Tile(64, 128, 64, 4, 3), _ASKED)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
     "interpreter": dict.fromkeys(("narrow", "float"), _INTERPRETED),
 }
 
