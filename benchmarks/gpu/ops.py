@@ -11,6 +11,7 @@ from itertools import count
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.kernels.block_shapes import BlockShape
 from fedra_kernels import (
@@ -154,11 +155,13 @@ def _block(cohort: Cohort, *, gated: bool) -> Results:
 
 
 def _row_by_row(projected: Sequence[Tensor]) -> Tensor:
-    """In place of an attention, whose bits may depend on how many samples there are: of queries, keys and values."""
+    """In place of an attention, whose bits may depend on how many samples there are: of queries, keys and values.
+
+    By products and sums alone: torch rounds other functions differently at different places of a tensor.
+    """
     queries, *others = projected
-    width = queries.shape[1]
-    keys, values = (part.repeat(1, -(-width // part.shape[1]))[:, :width] for part in others)
-    return queries * torch.sigmoid(keys) + values
+    keys, values = (F.pad(part, (0, queries.shape[1] - part.shape[1])) for part in others)
+    return queries + keys * values
 
 
 def _low_rank_add(cohort: Cohort) -> Results:
