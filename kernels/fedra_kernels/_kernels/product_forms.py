@@ -99,7 +99,7 @@ def _dropout(half: Tile, single: Tile) -> Mapping[str, Sequence[Form]]:
 
 
 DROPOUT_FORMS: Forms = {
-    "sm_80": _dropout(Tile(128, 64, 64, 8, 4), Tile(64, 64, 16, 8, 3)),
+    "sm_80": _dropout(Tile(128, 64, 64, 4, 4), Tile(64, 64, 16, 8, 3)),
     "sm_90": _dropout(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 4, 3)),
     "sm_100": _dropout(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 8, 3)),
     "gfx942": _dropout(Tile(128, 64, 32, 8, 2), Tile(64, 64, 16, 8, 2)),
@@ -108,7 +108,7 @@ DROPOUT_FORMS: Forms = {
 }
 
 SINGLE_PASS_FORMS: Forms = {
-    "sm_80": {"narrow": [Form(Tile(128, 128, 64, 8, 4), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
+    "sm_80": {"narrow": [Form(Tile(128, 128, 64, 8, 4), _ASKED)], "float": [Form(Tile(64, 64, 16, 4, 2), _ASKED)]},
     "sm_90": {
         "narrow": [
             Form(_WIDE, "counted: 1.08 to 1.18; S is 6 % of a tile", persistent=True, parts=4, most_rank=16),
