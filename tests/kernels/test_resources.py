@@ -27,7 +27,7 @@ STREAMING = {
 # A slot and a weight a holder.
 NARROWER_LOADS = {"aggregate_kernel": 0.5}
 # One number a row; two numbers beside the row itself.
-NARROWER_STORES = {"squared_norms_kernel": 0.0, "gather_norm_kernel": 0.6}
+NARROWER_STORES = {"squared_norms_kernel": 0.0, "gather_norm_kernel": 0.5}
 # Of shared memory, for two programs on a multiprocessor of sm_90 or sm_100.
 MOST_SHARED_BY_TWO = 113 * 1024
 TENSOR_LOAD, TENSOR_STORE = (
