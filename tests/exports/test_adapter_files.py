@@ -21,7 +21,7 @@ from fedra_engine.config import ExperimentConfig, ModelConfig
 from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import has_own_head, loading_lines, model_class, peft_class
 from fedra_engine.models.loading import Pooling
-from tests.exports.trained import IMAGES, LORA, NAMES, loading_only, logits, trained
+from tests.exports.trained import IMAGES, LORA, NAMES, assert_same_predictions, loading_only, logits, trained
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_model
 
 
@@ -39,7 +39,7 @@ def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch
     expected, inputs = logits(foundation, state, family, range(depth))
     save_adapter(folder, foundation, config, state, depth=depth, classes=NAMES[: foundation.head_layout.classes])
     found = reloaded(folder, loading_only(loading_lines(foundation, config, depth, IMAGES)), inputs, monkeypatch)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_same_predictions(found, expected, inputs)
 
 
 # The stand-ins for timm's models have nothing that transformers could load.
@@ -118,10 +118,10 @@ def test_the_auto_classes_of_peft_load_it(tmp_path: Path, family: str, more: int
     else:
         head = load_file(tmp_path / "head.safetensors")
         found = linear(output.pooler_output, head["weight"], head["bias"])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_same_predictions(found, expected, inputs)
     if has_own_head(foundation) or family == "gpt2_lm":
         own = getattr(transformers, model_class(foundation)).from_pretrained(str(tmp_path), **labels)
-        torch.testing.assert_close(own.eval()(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+        assert_same_predictions(own.eval()(**inputs).logits, expected, inputs)
 
 
 def test_texts_in_mean_pooling_are_features_to_peft(tmp_path: Path) -> None:
@@ -202,5 +202,5 @@ def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
     names = NAMES[:CLASSES]
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=names, loaded_base=loaded)
     found = reloaded(tmp_path, loading_only(loading_lines(foundation, config, DEPTH, IMAGES)), inputs, monkeypatch)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_same_predictions(found, expected, inputs)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == config.lora.rank + 2

@@ -18,7 +18,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import PooledClassifier, load_pretrained
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
-from tests.exports.trained import IMAGES, NAMES, loading_only, logits, trained
+from tests.exports.trained import IMAGES, NAMES, assert_same_predictions, loading_only, logits, trained
 from tests.tiny import CLASSES, DEPTH, FAMILIES
 
 # Neither the stand-ins for timm's models nor DeBERTa's relatives.
@@ -49,7 +49,7 @@ def test_the_documented_lines_load_what_was_tuned(
     names: dict[str, Any] = {}
     exec(loading_only(merged_loading_lines(foundation, IMAGES)), names)
     with torch.no_grad():
-        torch.testing.assert_close(names["logits"](**inputs), expected, rtol=1e-4, atol=1e-5)
+        assert_same_predictions(names["logits"](**inputs), expected, inputs)
 
 
 @pytest.mark.parametrize(("family", "classes"), [("vit", CLASSES + 2), ("clip", CLASSES), ("llama", CLASSES + 2)])
@@ -74,7 +74,7 @@ def test_a_pooled_classifier_can_be_tuned_on(tmp_path: Path, pooling: Any) -> No
         model = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
         assert isinstance(model, PooledClassifier)
         assert model.pooling == pooling
-        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+        assert_same_predictions(model(**inputs).logits, expected, inputs)
         assert load_pretrained(ModelConfig(path=str(tmp_path)), classes=3)(**inputs).logits.shape == (4, 3)
 
 

@@ -13,7 +13,7 @@ from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import loading_lines, merged_loading_lines
 from fedra_engine.exports.merged_model import Part, save_merged
 from fedra_engine.models.quantization import is_quantized, use_training_products
-from tests.exports.trained import IMAGES, NAMES, loading_only, logits, trained
+from tests.exports.trained import IMAGES, NAMES, assert_same_predictions, loading_only, logits, trained
 from tests.tiny import DEPTH
 
 FAMILIES = ["vit", "gpt2", "distilbert", "dinov3", "llama_lm"]
@@ -35,7 +35,7 @@ def test_the_documented_lines_load_what_was_evaluated(
     assert is_quantized(names["model"])
     # Else bitsandbytes would round more than in the run.
     use_training_products(names["model"])
-    torch.testing.assert_close(names["logits"](**inputs), expected, rtol=1e-4, atol=1e-5)
+    assert_same_predictions(names["logits"](**inputs), expected, inputs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,7 +52,7 @@ def test_a_merged_model_is_what_was_tuned(
     names: dict[str, Any] = {}
     exec(loading_only(merged_loading_lines(foundation, IMAGES)), names)
     assert not is_quantized(names["model"])
-    torch.testing.assert_close(names["logits"](**inputs), expected, rtol=1e-4, atol=1e-5)
+    assert_same_predictions(names["logits"](**inputs), expected, inputs)
     # The run's own model is as it was.
     assert is_quantized(foundation.model)
     assert torch.equal(logits(foundation, state, family, blocks)[0], expected)
