@@ -33,11 +33,15 @@ def needs_padding_mask(foundation: Foundation, arguments: BatchArguments, inputs
     mask = inputs.get(MASK)
     if mask is None or mask.shape[1] < 2 or nothing_runs(foundation.device):
         return True
-    mask = inputs[MASK] = torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], dim=1)
-    is_text = mask.bool()
     padding = getattr(foundation.model.config, "pad_token_id", None)
     if "input_ids" in inputs and padding is not None:
-        inputs["input_ids"] = inputs["input_ids"].where(is_text, padding)
+        ids = inputs["input_ids"]
+        if (ids[~mask.bool()] != padding).any():
+            # A model that looks for the last token of a text takes these for text.
+            return True
+        inputs["input_ids"] = torch.cat([ids[:, :-1], torch.full_like(ids[:, -1:], padding)], dim=1)
+    mask = inputs[MASK] = torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], dim=1)
+    is_text = mask.bool()
 
     def logits(inputs: Mapping[str, Tensor]) -> Tensor:
         found: Tensor = foundation.model(**inputs).logits

@@ -17,7 +17,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import PooledClassifier
-from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_samples, make_tiny
+from tests.tiny import CLASSES, DEPTH, FAMILIES, PADDING, TARGETS, make_samples, make_tiny
 
 CPU = torch.device("cpu")
 TEXTS = [name for name, family in FAMILIES.items() if family.reads == "texts"]
@@ -48,6 +48,13 @@ def test_a_mean_or_the_last_token_is_found_by_the_mask(family: str, pooling: Any
     backbone = getattr(model, model.base_model_prefix)
     lora = LoraConfig(rank=3, target_modules=TARGETS[family])
     assert is_needed(make_foundation(PooledClassifier(backbone, CLASSES, pooling), lora, classes=CLASSES), family)
+
+
+@pytest.mark.parametrize("padding", [PADDING, PADDING + 1])
+def test_the_mask_stays_where_the_model_takes_the_padding_for_text(padding: int) -> None:
+    foundation = make_tiny("llama", LoraConfig(rank=3, target_modules=TARGETS["llama"]))
+    foundation.model.config.pad_token_id = padding
+    assert is_needed(foundation, "llama") == (padding != PADDING)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_lm"])
