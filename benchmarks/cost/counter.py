@@ -91,7 +91,7 @@ def _flash_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if attn_mask is not None or (key.shape[1] != query.shape[1] and not enable_gqa):
-        raise NotImplementedError("attention: found a mask or too few keys, expected what flash attention takes")
+        raise ValueError("attention: found a mask or too few keys, expected what flash attention takes")
     output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
         query, key, value, dropout_p, is_causal, scale=scale
     )[0]

@@ -14,7 +14,9 @@ from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import lora_backward, lora_forward
 from fedra_engine.models.peft_library import PeftLoraConfig, inject_adapter_in_model
 from fedra_kernels import RowGroups, lora_linear
-from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm_onto
+from fedra_kernels._kernels import lora_torch
+from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
+from fedra_kernels.dispatch import use_triton
 
 KERNEL = "lora_linear"
 FORWARD, GIVEN, BACKWARD = "forward", "forward, S given", "backward"
@@ -85,11 +87,23 @@ def _inputs(sizes: Sizes, inputs: int, outputs: int, generator: torch.Generator)
 
 
 def _engine(i: LoraInputs) -> Call:
-    return _lora_linear(i, i.x, None)
+    return _lora_linear(i, i.x)
 
 
 def _engine_given(i: LoraInputs) -> Call:
-    return _lora_linear(i, i.x, torch.bmm(i.x3, i.lora_a.transpose(1, 2)).flatten(0, 1))
+    shrunk = torch.bmm(i.x3, i.lora_a.transpose(1, 2)).flatten(0, 1)
+    if not use_triton(i.x):
+
+        def call() -> Tensor:
+            y = F.linear(i.x, i.weight, i.bias)
+            lora_torch.expand(y, shrunk, i.lora_b, i.groups, 1.0)
+            return y
+
+        return call
+    spans = i.groups.spans(gemm_tile(i.x, i.lora_a.shape[1]).rows)
+    return lambda: lora_gemm(
+        [i.x], i.weight, i.bias, shrunk, [i.lora_b], [len(i.weight)], spans, i.groups.filled, 1.0, None, 0, False
+    )
 
 
 def _given_providers(device: torch.device) -> dict[str, Callable[[LoraInputs], Call]]:
@@ -118,13 +132,13 @@ def _library_then_expand(i: LoraInputs) -> Call:
 def _engine_backward(i: LoraInputs) -> Call:
     x = i.x.detach().requires_grad_()
     with torch.enable_grad():
-        y = _lora_linear(i, x, None)()
+        y = _lora_linear(i, x)()
     return lambda: torch.autograd.grad(y, x, i.grad_y, retain_graph=True)
 
 
-def _lora_linear(i: LoraInputs, x: Tensor, shrunk: Tensor | None) -> Callable[[], Tensor]:
+def _lora_linear(i: LoraInputs, x: Tensor) -> Callable[[], Tensor]:
     grad_a, grad_b = (torch.zeros(bank.shape, device=bank.device) for bank in (i.lora_a, i.lora_b))
-    return lambda: lora_linear(x, i.weight, i.bias, i.lora_a, i.lora_b, i.groups, 1.0, grad_a, grad_b, shrunk=shrunk)
+    return lambda: lora_linear(x, i.weight, i.bias, i.lora_a, i.lora_b, i.groups, 1.0, grad_a, grad_b)
 
 
 def _frozen(i: LoraInputs) -> Call:

@@ -15,7 +15,7 @@ from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, me
 from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import Pass, Work, traffic
 from fedra_kernels import RowGroups, StreamBlock
-from fedra_kernels._kernels.stream_steps import NormedRows, StreamSteps
+from fedra_kernels._kernels.stream_steps import NormedRows, StreamRows, StreamSteps
 from fedra_kernels._kernels.stream_torch import TorchSteps
 from fedra_kernels._kernels.stream_triton import TritonSteps
 from fedra_kernels.dispatch import use_triton
@@ -148,7 +148,7 @@ def _inputs(sizes: Sizes, shape: BlockShape, generator: torch.Generator) -> Step
 
 
 def _norm(i: StepInputs) -> tuple[Tensor, ...]:
-    x, normed, shrunk = i.steps.normalize(i.stream, i.index, i.block.norm1, i.block.attention_inputs)
+    x, normed, shrunk = i.steps.normalize(StreamRows(i.stream, i.index), i.block.norm1, i.block.attention_inputs)
     return x, normed.rows, *shrunk
 
 
@@ -161,7 +161,7 @@ def _eager_norm(i: StepInputs) -> tuple[Tensor, ...]:
 
 
 def _norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
-    return (i.steps.norm_gradient(i.grad, i.normed, i.rows, None, i.stream, i.index),)
+    return (i.steps.norm_gradient(i.grad, i.normed, StreamRows(i.rows), StreamRows(i.stream, i.index)),)
 
 
 def _eager_norm_backward(i: StepInputs) -> tuple[Tensor, ...]:

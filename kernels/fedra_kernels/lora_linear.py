@@ -39,7 +39,6 @@ def lora_linear(
     grad_b: Tensor | None,
     dropout: Dropout | None = None,
     *,
-    shrunk: Tensor | None = None,
     input_first: bool = False,
 ) -> Tensor:
     """y = x W^T + b + scale (drop(x) A_k^T) B_k^T for the rows of group k.
@@ -59,7 +58,6 @@ def lora_linear(
             be wider than the bank's. None where A is frozen: dA is not computed.
         grad_b: gradient sink shaped as lora_b, or None where B is frozen.
         dropout: LoRA dropout on the adapter's input; None for none.
-        shrunk: [rows, rank], drop(x) A_k^T, without the factor 1 / (1 - p), if it is known; None: computed here.
         input_first: the weight is stored as [in, out].
 
     Returns:
@@ -72,12 +70,9 @@ def lora_linear(
     oriented = None if weight is None else _oriented(weight, input_first)
     _check(x, oriented, bias, lora_a, lora_b, groups, grad_a, grad_b)
     check_adapter_input(x.numel() // x.shape[-1], lora_a, groups, dropout, x)
-    if shrunk is not None:
-        check_shape("shrunk", shrunk, (groups.rows, lora_a.shape[1]))
-        check_like("shrunk", shrunk, "x", x)
     rows = x.reshape(-1, x.shape[-1])
     y: Tensor = _LoraLinear.apply(
-        rows, weight, bias, lora_a, lora_b, groups, scale, grad_a, grad_b, dropout, shrunk, input_first
+        rows, weight, bias, lora_a, lora_b, groups, scale, grad_a, grad_b, dropout, input_first
     )
     return y.view(*x.shape[:-1], lora_b.shape[1])
 
@@ -136,7 +131,6 @@ class _LoraLinear(torch.autograd.Function):
         grad_a: Tensor | None,
         grad_b: Tensor | None,
         dropout: Dropout | None,
-        shrunk: Tensor | None,
         input_first: bool,
     ) -> Tensor:
         ctx.groups, ctx.grad_a, ctx.grad_b, ctx.dropout = groups, grad_a, grad_b, dropout
@@ -147,11 +141,10 @@ class _LoraLinear(torch.autograd.Function):
         weight = x.new_empty(lora_b.shape[1], 0) if stored is None else _oriented(stored, input_first)
         if use_triton(x):
             x = x.contiguous()
-            y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, scale, dropout, shrunk)
+            y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, scale, dropout)
         else:
             keep = _keep(dropout, groups, x)
-            if shrunk is None:
-                shrunk = lora_torch.shrink(x, lora_a, groups, keep)
+            shrunk = lora_torch.shrink(x, lora_a, groups, keep)
             y = F.linear(x[:, : weight.shape[1]], weight, bias)
             lora_torch.expand(y, shrunk, lora_b, groups, scale)
         # A frozen factor frees what only its gradient reads.
@@ -176,7 +169,7 @@ class _LoraLinear(torch.autograd.Function):
             lora_torch.backward(
                 grad_y, grad_x, x, lora_a, lora_b, shrunk, keep, ctx.groups, ctx.scale, ctx.grad_a, ctx.grad_b
             )
-        return grad_x, *([None] * 11)
+        return grad_x, *([None] * 10)
 
 
 def _oriented(weight: Tensor, input_first: bool) -> Tensor:
@@ -193,15 +186,13 @@ def _triton_forward(
     groups: RowGroups,
     scale: float,
     dropout: Dropout | None,
-    shrunk: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     rank = lora_a.shape[1]
-    if shrunk is None:
-        narrow = rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS
-        if dropout is None and narrow and weight.shape[1] > 0:
-            spans = groups.spans(single_pass_tile(x, rank).rows)
-            return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
-        shrunk = shrink(x, lora_a, groups, dropout)
+    narrow = rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS
+    if dropout is None and narrow and weight.shape[1] > 0:
+        spans = groups.spans(single_pass_tile(x, rank).rows)
+        return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
+    shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
     inputs = x if weight.shape[1] > 0 else x[:, :0]
     y = lora_gemm([inputs], weight, bias, shrunk, [lora_b], [len(weight)], spans, groups.filled, scale, None, 0, False)

@@ -31,7 +31,7 @@ from ._kernels.checks import (
 )
 from ._kernels.frozen_block import StreamBlock
 from ._kernels.norm import Norm
-from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
+from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
 from ._kernels.stream_torch import TorchSteps
 from ._kernels.stream_triton import TritonSteps
 from .dispatch import use_triton
@@ -220,20 +220,18 @@ class _Kept:
 
 
 def _forward(
-    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend, *, kept: bool
+    steps: StreamSteps, source: StreamRows, block: StreamBlock, attend: Attend, *, kept: bool
 ) -> tuple[_Kept, Tensor]:
     """What backward needs, and the activation; all but the MLP's last product. `kept`: for a backward pass."""
-    x, first, shrunk_inputs = steps.normalize(source, index, block.norm1, block.attention_inputs)
+    x, first, shrunk_inputs = steps.normalize(source, block.norm1, block.attention_inputs)
     outputs = steps.product(x, block.attention_inputs, shrunk_inputs)
     with torch.set_grad_enabled(kept):
         leaves = [part.detach().requires_grad_(kept) for part in block.attention_inputs.by_member(outputs)]
         result = attend(leaves)
     # An attention may return a part of something wider; kernels read whole rows.
     attended = result.detach().contiguous()
-    middle, shrunk_attended = steps.add_product(
-        attended, block.attention_output, None, source, index, block.scale1, None, None
-    )
-    x, second, shrunk_mlp = steps.normalize(middle, None, block.norm2, block.mlp_inputs)
+    middle, shrunk_attended = steps.add_product(attended, block.attention_output, None, source, block.scale1)
+    x, second, shrunk_mlp = steps.normalize(StreamRows(middle), block.norm2, block.mlp_inputs)
     wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
     y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
     return _Kept(
@@ -256,13 +254,12 @@ class _StreamBlock(torch.autograd.Function):
         hand_over: GradientHandOver,
         follows: bool,
     ) -> Tensor:
-        rows = stream_rows(stream)
-        kept, y = _forward(steps, rows, index, block, attend, kept=not recompute)
+        source = StreamRows(stream_rows(stream), index)
+        kept, y = _forward(steps, source, block, attend, kept=not recompute)
         # A view would be copied by the next block, which writes to the stream.
         result = stream.new_empty(stream.shape) if index is None else stream
-        steps.add_product(
-            y, block.mlp_output, kept.shrunk_output, kept.second.rows, None, block.scale2, stream_rows(result), index
-        )
+        middle, out = StreamRows(kept.second.rows), StreamRows(stream_rows(result), index)
+        steps.add_product(y, block.mlp_output, kept.shrunk_output, middle, block.scale2, out)
         ctx.steps, ctx.block, ctx.hand_over, ctx.follows = steps, block, hand_over, follows
         tensors, ctx.lengths = ([kept.first.rows], None) if recompute else kept.pack()
         # A graph's own tensors are freed with it.
@@ -280,14 +277,13 @@ class _StreamBlock(torch.autograd.Function):
         if ctx.core is None:
             raise RuntimeError("stream_block: found a second backward pass, expected one for each forward pass")
         if ctx.lengths is None:
-            kept, _ = _forward(steps, tensors[0], None, block, ctx.core, kept=True)
+            kept, _ = _forward(steps, StreamRows(tensors[0]), block, ctx.core, kept=True)
         else:
             kept = _Kept.unpack(tensors, ctx.lengths, block, ctx.core)
         ctx.core = None
         shape, needs_stream = grad.shape, ctx.needs_input_grad[0]
         owned = ctx.hand_over.take(grad.contiguous()) if needs_stream and index is not None else grad.contiguous()
-        rows = stream_rows(owned)
-        result = _backward(steps, block, kept, rows, index, needs_stream=needs_stream)
+        result = _backward(steps, block, kept, StreamRows(stream_rows(owned), index), needs_stream=needs_stream)
         if result is None:
             return (None,) * 9
         result = result.view(shape)
@@ -296,14 +292,14 @@ class _StreamBlock(torch.autograd.Function):
 
 
 def _backward(
-    steps: StreamSteps, block: StreamBlock, kept: _Kept, grad: Tensor, index: Tensor | None, *, needs_stream: bool
+    steps: StreamSteps, block: StreamBlock, kept: _Kept, grad: StreamRows, *, needs_stream: bool
 ) -> Tensor | None:
     """The gradient of the stream before the block, in place of that after it, `grad`, unless the block has all rows."""
     output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
-    of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
+    of_output, narrow = steps.output_gradient([grad.matrix], output, kept.shrunk_output, grad.index, block.scale2)
     of_y = steps.input_gradient(of_output, output, narrow)
     of_x = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp, kept.second)
-    of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
+    of_middle = steps.norm_gradient(of_x, kept.second, grad)
 
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
     of_attended = steps.input_gradient(of_output, last, narrow)
@@ -316,7 +312,7 @@ def _backward(
     result: Tensor | None = None
     if needs_stream:
         of_x = steps.input_gradient(of_members, block.attention_inputs, narrow)
-        result = steps.norm_gradient(of_x, kept.first, of_middle, None, None if index is None else grad, index)
+        result = steps.norm_gradient(of_x, kept.first, StreamRows(of_middle), None if grad.index is None else grad)
     steps.finish()
     return result
 

@@ -60,7 +60,7 @@ def calls(device: str) -> dict[str, Call]:
     linear = {
         "x": some(ROWS, INPUTS), "weight": some(OUTPUTS, INPUTS), "bias": some(OUTPUTS), **adapter,
         "scale": 0.5, "lora_b": some(SLOTS, OUTPUTS, RANK), "grad_a": some(SLOTS, RANK, INPUTS),
-        "grad_b": some(SLOTS, OUTPUTS, RANK), "shrunk": some(ROWS, RANK),
+        "grad_b": some(SLOTS, OUTPUTS, RANK),
     }  # fmt: skip
     shape = BlockShape(INPUTS, OUTPUTS, 2, 2, gated=False, rank=RANK)
     block = {

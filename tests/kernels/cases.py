@@ -41,16 +41,14 @@ class LoraCase:
     dropout: Dropout | None
     ranks: tuple[int, ...]
 
-    def run(
-        self, *, shrunk: Tensor | None = None, frozen: Sequence[str] = (), grad_x: bool = True
-    ) -> dict[str, Tensor]:
+    def run(self, *, frozen: Sequence[str] = (), grad_x: bool = True) -> dict[str, Tensor]:
         """y and all gradients, without those of `frozen` factors; the sinks of untouched slots start as NaN."""
         x, lora_b = self.x.detach().requires_grad_(grad_x), self.lora_b.detach().requires_grad_()
         sinks = {name: self._sink(bank) for name, bank in (("grad_a", self.lora_a), ("grad_b", self.lora_b))}
         given = {name: sink for name, sink in sinks.items() if name not in frozen}
         y = lora_linear(
             x, self.weight, self.bias, self.lora_a, lora_b, self.groups, SCALE,
-            given.get("grad_a"), given.get("grad_b"), self.dropout, shrunk=shrunk,
+            given.get("grad_a"), given.get("grad_b"), self.dropout,
         )  # fmt: skip
         y.backward(self.grad_y)
         used = list(self.groups.host_slots)

@@ -9,11 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .configs import MAX_RANK
+from .configs import MAX_RANK, MOST_LINEARS
 from .shared_input import AdapterColumns
-
-MOST_LINEARS = 3
-"""Of a layer: query, key and value."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class AdaptedLayer:
         for adapter in present:
             if not 1 <= adapter.rank <= MAX_RANK:
                 raise ValueError(f"adapters: found rank {adapter.rank}, expected 1 to {MAX_RANK}")
+            if not (adapter.trains_a and adapter.trains_b):
+                raise ValueError("adapters: found a frozen factor, expected trains_a and trains_b of the whole block")
         for before, after in pairwise(present):
             if (after.rank, after.scale) != (before.rank, before.scale):
                 raise ValueError("adapters: found different ranks or scales, expected one of each in a layer")

@@ -16,6 +16,8 @@ from ..dispatch import architecture, dot_precision
 
 MAX_RANK = 128
 NARROW_RANK = 32
+MOST_LINEARS = 3
+"""That one kernel takes together, as they read one input or write one gradient: query, key and value."""
 GRADIENT_CHUNK = {"interpreter": 32}
 """Rows of a chunk whose gradients of adapters are summed by one program, where not 512. The partial sums of a chunk of
 a ViT-B block of rank 16 (0.9 MB) are written and read once: with 512 rows a tenth of the block's traffic is theirs."""

@@ -12,11 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import in_place, launch, register
-from .configs import ConfigTable, Tile, choose, low_rank_options
+from .configs import MOST_LINEARS, ConfigTable, Tile, choose, low_rank_options
 from .counter_hash import keep_entries, row_seeds
 from .row_tables import load_chunk
-
-MAX_SHRINKS = 3
 
 FORWARD_SCHEMA = (
     "gather_norm_forward(Tensor hidden, Tensor? index, Tensor weight, Tensor? bias, float eps, bool rms, "
@@ -224,7 +222,7 @@ def gather_norm_forward(
     tile = norm_tile(hidden, lora_a)
     outputs = _outputs(hidden, index, lora_a)
     x, rows, mean, inverse, shrunk = outputs
-    absent = [None] * (MAX_SHRINKS - len(lora_a))
+    absent = [None] * (MOST_LINEARS - len(lora_a))
     programs = triton.cdiv(x.shape[0], tile.rows) if chunks is None else chunks.shape[0]
     launch(
         gather_norm_kernel,
@@ -234,7 +232,7 @@ def gather_norm_forward(
         *absent,
         shrunk,
         *keys,
-        *([None] * (MAX_SHRINKS - len(keys))),
+        *([None] * (MOST_LINEARS - len(keys))),
         x.shape[0],
         hidden.shape[0],
         *(bank.stride(0) for bank in lora_a),

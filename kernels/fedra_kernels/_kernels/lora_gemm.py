@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import dot_precision, in_place, launch, register
-from .configs import Tile, rank_step
+from .configs import MOST_LINEARS, Tile, rank_step
 from .low_rank_tiles import add_low_rank, drop_entries
 from .product_forms import DROPOUT_FORMS, GEMM_FORMS, Form, choose_form, form_tile, padded_columns, programs
 from .row_tables import load_filled, load_span
@@ -34,8 +34,6 @@ _ARGUMENTS = (
 )
 SCHEMA = f"lora_gemm({_ARGUMENTS}) -> Tensor"
 ONTO_SCHEMA = f"lora_gemm_onto(Tensor(a!) out, Tensor? out_index, {_ARGUMENTS}) -> ()"
-MOST_SEGMENTS = 3
-"""Of the output's columns."""
 
 
 def gemm_tile(x: Tensor, rank: int) -> Tile:
@@ -273,7 +271,7 @@ def _launch(
     straddling = padded_columns(form.tile, widths[:-1]) != sum(widths[:-1])
     output = None if straddling else output_descriptor(form, y, shrunk.shape[0], y_index)
     strides = factors[0].stride()
-    missing = [None] * (MOST_SEGMENTS - len(widths))
+    missing = [None] * (MOST_LINEARS - len(widths))
     launch(
         lora_gemm_kernel,
         (programs(form, spans.shape[0], widths, shrunk.device),),
@@ -322,7 +320,7 @@ def _extents(
     options = {"SHRUNK": shrunk.shape[1], "RANK": rank, "RANK_STEP": rank_step(shrunk.dtype, rank)}
     options |= {f"K{number}": depth for number, depth in enumerate(depths)}
     column = 0
-    for number in range(MOST_SEGMENTS):
+    for number in range(MOST_LINEARS):
         adapted = number < len(widths) and expand[number] is not None
         options[f"N{number}"] = widths[number] if number < len(widths) else 0
         options[f"SHRUNK{number}"] = column if adapted else -1

@@ -13,10 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import launch, register
-from .configs import ConfigTable, Tile, choose, gradient_chunk, low_rank_options
+from .configs import MOST_LINEARS, ConfigTable, Tile, choose, gradient_chunk, low_rank_options
 from .row_tables import load_chunk
-
-MAX_OUTPUTS = 3
 
 SCHEMA = (
     "lora_grad_output(Tensor[] grad_y, Tensor[] lora_b, Tensor shrunk, Tensor chunks, Tensor(a!)? partials, "
@@ -196,8 +194,8 @@ def lora_grad_output(
     gathers = index is not None or column_scale is not None
     tile = choose(GATHER_CONFIGS if gathers else CONFIGS, shrunk, rank)
     grad_shrunk, rows = _outputs(grad_y, lora_b, shrunk, index, column_scale)
-    absent: list[Any] = [None] * (MAX_OUTPUTS - count)
-    none = [0] * (MAX_OUTPUTS - count)
+    absent: list[Any] = [None] * (MOST_LINEARS - count)
+    none = [0] * (MOST_LINEARS - count)
     launch(
         lora_grad_output_kernel,
         (chunks.shape[0], count),

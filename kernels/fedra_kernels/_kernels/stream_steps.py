@@ -20,6 +20,27 @@ Shrunk = list[Tensor]
 
 
 @dataclass(frozen=True)
+class StreamRows:
+    """Rows of the residual stream or of its gradient.
+
+    Attributes:
+        matrix: [rows, features], all rows of the stream.
+        index: int64, which rows, each once; None for all.
+    """
+
+    matrix: Tensor
+    index: Tensor | None = None
+
+    def read(self) -> Tensor:
+        """The rows, one after another; `matrix` itself where these are all."""
+        return self.matrix if self.index is None else self.matrix.index_select(0, self.index)
+
+    def write(self, rows: Tensor) -> Tensor:
+        """Overwrite the rows, and return the matrix."""
+        return self.matrix.copy_(rows) if self.index is None else self.matrix.index_copy_(0, self.index, rows)
+
+
+@dataclass(frozen=True)
 class NormedRows:
     """Rows that a norm has read, from which their norm can be computed again.
 
@@ -69,10 +90,8 @@ class StreamSteps(ABC):
         return layer.scale if dropout is None else layer.scale / (1.0 - dropout.p)
 
     @abstractmethod
-    def normalize(
-        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
-    ) -> tuple[Tensor, NormedRows, Shrunk]:
-        """The norm of source[index] (None: of all rows), what backward needs, and the reader's S."""
+    def normalize(self, source: StreamRows, norm: Norm, reader: AdaptedLayer) -> tuple[Tensor, NormedRows, Shrunk]:
+        """The norm of the rows, what backward needs, and the reader's S."""
 
     @abstractmethod
     def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
@@ -84,15 +103,13 @@ class StreamSteps(ABC):
         x: Tensor,
         layer: AdaptedLayer,
         shrunk: Shrunk | None,
-        residual: Tensor,
-        residual_index: Tensor | None,
+        residual: StreamRows,
         column_scale: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        out: StreamRows | None = None,
     ) -> tuple[Tensor, Shrunk]:
-        """residual[residual_index] + column_scale · (the layer's outputs), and S, which is made if it is None.
+        """residual + column_scale · (the layer's outputs), and S, which is made if it is None.
 
-        With `out`, its rows `out_index` (None: all) are overwritten, and it is returned; else the result is new.
+        The result is new, or the matrix of `out`, whose rows are overwritten.
         """
 
     @abstractmethod
@@ -157,15 +174,9 @@ class StreamSteps(ABC):
 
     @abstractmethod
     def norm_gradient(
-        self,
-        grad_x: Tensor,
-        normed: NormedRows,
-        residual: Tensor,
-        residual_index: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        self, grad_x: Tensor, normed: NormedRows, residual: StreamRows, out: StreamRows | None = None
     ) -> Tensor:
-        """residual[residual_index] + the gradient of the rows that a norm has read; `out` as in `add_product`."""
+        """residual + the gradient of the rows that a norm has read; `out` as in `add_product`."""
 
     @abstractmethod
     def finish(self) -> None:

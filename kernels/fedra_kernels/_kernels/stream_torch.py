@@ -14,17 +14,15 @@ from ..groups import Run, add_to_bank, bank_rows, grouped
 from . import lora_torch
 from .adapted_layer import AdaptedLayer
 from .norm import Norm
-from .stream_steps import Activation, NormedRows, Shrunk, StreamSteps
+from .stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
 
 
 @dataclass(frozen=True)
 class TorchSteps(StreamSteps):
     """On a CPU. `Shrunk` has S of each adapter, then, with dropout, what is kept of x, bool [rows, in], for each."""
 
-    def normalize(
-        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
-    ) -> tuple[Tensor, NormedRows, Shrunk]:
-        rows = source if index is None else source.index_select(0, index)
+    def normalize(self, source: StreamRows, norm: Norm, reader: AdaptedLayer) -> tuple[Tensor, NormedRows, Shrunk]:
+        rows = source.read()
         wide = rows if rows.dtype == torch.float64 else rows.float()
         if norm.kind == "layer":
             x, mean, inverse = torch.native_layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
@@ -46,21 +44,18 @@ class TorchSteps(StreamSteps):
         x: Tensor,
         layer: AdaptedLayer,
         shrunk: Shrunk | None,
-        residual: Tensor,
-        residual_index: Tensor | None,
+        residual: StreamRows,
         column_scale: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        out: StreamRows | None = None,
     ) -> tuple[Tensor, Shrunk]:
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
         y = self.product(x, layer, shrunk)
         if column_scale is not None:
             y.mul_(column_scale)
-        rows = residual if residual_index is None else residual.index_select(0, residual_index)
-        if out is not None and out_index is None:
-            return torch.add(y, rows, out=out), shrunk
-        y.add_(rows)
-        return (y if out is None or out_index is None else out.index_copy_(0, out_index, y)), shrunk
+        if out is not None and out.index is None:
+            return torch.add(y, residual.read(), out=out.matrix), shrunk
+        y.add_(residual.read())
+        return (y if out is None else out.write(y)), shrunk
 
     def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
         y = _activation(wide, kind)
@@ -141,13 +136,7 @@ class TorchSteps(StreamSteps):
         return grad_wide
 
     def norm_gradient(
-        self,
-        grad_x: Tensor,
-        normed: NormedRows,
-        residual: Tensor,
-        residual_index: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        self, grad_x: Tensor, normed: NormedRows, residual: StreamRows, out: StreamRows | None = None
     ) -> Tensor:
         norm, rows = normed.norm, normed.rows
         if norm.kind == "layer":
@@ -159,10 +148,8 @@ class TorchSteps(StreamSteps):
             wide, inverse = (grad_x * norm.weight).to(normed.inverse.dtype), normed.inverse[:, None]
             scaled = rows * inverse
             grad = ((wide - scaled * (wide * scaled).mean(1, keepdim=True)) * inverse).to(rows.dtype)
-        grad += residual if residual_index is None else residual.index_select(0, residual_index)
-        if out is None:
-            return grad
-        return out.copy_(grad) if out_index is None else out.index_copy_(0, out_index, grad)
+        grad += residual.read()
+        return grad if out is None else out.write(grad)
 
     def finish(self) -> None:
         """Gradients were added as they were found."""

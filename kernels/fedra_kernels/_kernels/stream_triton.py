@@ -25,7 +25,7 @@ from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
 from .norm import Norm
 from .row_tables import Chunks
-from .stream_steps import Activation, NormedRows, Shrunk, StreamSteps
+from .stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
 
 _PLAIN = (None, None, None, None)
 """In place of the moments, weight and bias of a norm, where x is given as it is."""
@@ -39,18 +39,16 @@ class TritonSteps(StreamSteps):
     the slots are; one launch adds them all.
     """
 
-    def normalize(
-        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
-    ) -> tuple[Tensor, NormedRows, Shrunk]:
+    def normalize(self, source: StreamRows, norm: Norm, reader: AdaptedLayer) -> tuple[Tensor, NormedRows, Shrunk]:
         fused = reader.present and reader.rank <= NARROW_RANK
         banks = reader.lora_a(self.bank) if fused else []
-        chunks = self.groups.chunks(norm_tile(source, banks).rows).rows if fused else None
+        chunks = self.groups.chunks(norm_tile(source.matrix, banks).rows).rows if fused else None
         keys, threshold = self._keys(reader) if fused else ([], 0)
         x, rows, mean, inverse, shrunk = gather_norm_forward(
-            source, index, norm.weight, norm.bias, norm.eps, norm.kind == "rms",
+            source.matrix, source.index, norm.weight, norm.bias, norm.eps, norm.kind == "rms",
             banks, chunks, keys, threshold,
         )  # fmt: skip
-        normed = NormedRows(source if index is None else rows, mean, inverse, norm)
+        normed = NormedRows(source.matrix if source.index is None else rows, mean, inverse, norm)
         return x, normed, [shrunk] if fused else self._shrink(x, reader)
 
     def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
@@ -63,15 +61,15 @@ class TritonSteps(StreamSteps):
         x: Tensor,
         layer: AdaptedLayer,
         shrunk: Shrunk | None,
-        residual: Tensor,
-        residual_index: Tensor | None,
+        residual: StreamRows,
         column_scale: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        out: StreamRows | None = None,
     ) -> tuple[Tensor, Shrunk]:
-        beside = residual, residual_index, column_scale
         if not layer.present:
-            return _add_plain(self.product(x, layer, []), *beside, out, out_index), []
+            rows, y = residual.read(), self.product(x, layer, [])
+            total = y.add_(rows) if column_scale is None else torch.addcmul(rows, y, column_scale)
+            return (total if out is None else out.write(total)), []
+        beside = residual.matrix, residual.index, column_scale
         single = shrunk is None and layer.rank <= NARROW_RANK and not self.dropout and len(layer.widths) == 1
         if single:
             spans = self.groups.spans(single_pass_tile(x, layer.rank).rows)
@@ -81,13 +79,13 @@ class TritonSteps(StreamSteps):
             if out is None:
                 y, of_x = lora_single_pass(*arguments)
                 return y, [of_x]
-            return out, [lora_single_pass_onto(out, out_index, *arguments)]
+            return out.matrix, [lora_single_pass_onto(out.matrix, out.index, *arguments)]
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
         gemm: tuple[Any, ...] = *self._gemm_arguments(x, layer, shrunk[0]), *beside
         if out is None:
             return lora_gemm(*gemm), shrunk
-        lora_gemm_onto(out, out_index, *gemm)
-        return out, shrunk
+        lora_gemm_onto(out.matrix, out.index, *gemm)
+        return out.matrix, shrunk
 
     def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
         x, up = _halves(wide, kind)
@@ -223,21 +221,15 @@ class TritonSteps(StreamSteps):
         return grad_wide
 
     def norm_gradient(
-        self,
-        grad_x: Tensor,
-        normed: NormedRows,
-        residual: Tensor,
-        residual_index: Tensor | None,
-        out: Tensor | None,
-        out_index: Tensor | None,
+        self, grad_x: Tensor, normed: NormedRows, residual: StreamRows, out: StreamRows | None = None
     ) -> Tensor:
-        result = grad_x.new_empty(grad_x.shape) if out is None else out
+        out = StreamRows(grad_x.new_empty(grad_x.shape)) if out is None else out
         norm = normed.norm
         gather_norm_backward(
-            grad_x, norm.weight, normed.rows, normed.mean, normed.inverse, norm.kind == "rms", residual,
-            residual_index, result, out_index,
+            grad_x, norm.weight, normed.rows, normed.mean, normed.inverse, norm.kind == "rms",
+            residual.matrix, residual.index, out.matrix, out.index,
         )  # fmt: skip
-        return result
+        return out.matrix
 
     def finish(self) -> None:
         start, end = self._trained_columns
@@ -325,19 +317,3 @@ def _halves(wide: Tensor, kind: Activation) -> tuple[Tensor, Tensor | None]:
 def _gather(grad: Tensor, index: Tensor | None, column_scale: Tensor | None) -> Tensor:
     rows = grad if index is None else grad.index_select(0, index)
     return rows if column_scale is None else rows * column_scale
-
-
-def _add_plain(
-    y: Tensor,
-    residual: Tensor,
-    residual_index: Tensor | None,
-    column_scale: Tensor | None,
-    out: Tensor | None,
-    out_index: Tensor | None,
-) -> Tensor:
-    """residual[residual_index] + column_scale * y, for a layer without adapters."""
-    rows = residual if residual_index is None else residual.index_select(0, residual_index)
-    total = y.add_(rows) if column_scale is None else torch.addcmul(rows, y, column_scale)
-    if out is None:
-        return total
-    return out.copy_(total) if out_index is None else out.index_copy_(0, out_index, total)

@@ -11,10 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import Tile
-
-MOST_PIECES = 3
-"""Of columns in which x may come."""
+from .configs import MOST_LINEARS, Tile
 
 
 def is_column_major(weight: Tensor) -> bool:
@@ -60,7 +57,7 @@ def product_operands(tile: Tile, x: Sequence[Tensor], weight: Tensor, transposed
         block = [tile.depth, tile.columns] if flipped else [tile.columns, tile.depth]
         pieces = [TensorDescriptor.from_tensor(piece, [tile.rows, tile.depth]) for piece in x]
         right = TensorDescriptor.from_tensor(matrix, block)
-    missing = MOST_PIECES - len(x)
+    missing = MOST_LINEARS - len(x)
     depths = [piece.shape[1] for piece in x] + [0] * missing
     return Operands([*pieces, *[None] * missing], depths, right, flipped, descriptors)
 

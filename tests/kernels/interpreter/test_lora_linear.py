@@ -7,8 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedra_kernels.lora_linear import shrink
-
 from ..cases import TOLERANCE, assert_close, lora_case
 
 # The interpreter's tiles have 32 rows: groups that fill, split, share and straddle them, or are empty.
@@ -64,13 +62,6 @@ def test_a_frozen_factor_has_no_gradient(frozen, grad_x, ranks, dtype):
     found, expected = case.run(frozen=frozen, grad_x=grad_x), case.expected()
     assert set(found) == set(expected) - set(frozen) - (set() if grad_x else {"grad_x"})
     assert_close(found, {name: expected[name] for name in found}, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dropout", [None, 0.3])
-def test_a_given_shrink_takes_the_place_of_the_ops_own(dropout):
-    case = lora_case([20, 0, 33], dropout=dropout, bias=False)
-    shrunk = shrink(case.x, case.lora_a, case.groups, case.dropout)
-    assert_close(case.run(shrunk=shrunk), case.expected(), TOLERANCE[torch.float32])
 
 
 def test_layers_wider_than_the_single_pass_equal_the_reference(monkeypatch):
