@@ -131,7 +131,7 @@ def _frozen(i: BlockInputs, *, backward: bool) -> Call:
 
     def call() -> Tensor:
         outputs = _product(i.x, block.attention_inputs)
-        leaves = [part.detach().requires_grad_() for part in block.attention_inputs.by_member(outputs)]
+        leaves = [part.detach().requires_grad_() for part in block.attention_inputs.by_member([outputs])]
         with torch.enable_grad():
             attended = attend(leaves)
         x = _product(attended.detach(), block.attention_output)

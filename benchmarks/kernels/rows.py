@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -63,6 +63,13 @@ class StepInputs:
     def normed(self) -> NormedRows:
         """`rows` as a norm keeps them."""
         return NormedRows(self.rows, self.mean, self.inverse, self.block.norm1)
+
+    @cached_property
+    def outputs(self) -> Sequence[Tensor]:
+        """`wide` as the path makes it: on a CPU, gate and up are tensors of their own."""
+        if use_triton(self.stream):
+            return [self.wide]
+        return [part.contiguous() for part in self.block.mlp_inputs.by_member([self.wide])]
 
     def by_client(self, rows: Tensor) -> Tensor:
         """[clients, rows of a client, features]."""
@@ -174,7 +181,7 @@ def _eager_norm_backward(i: StepInputs) -> tuple[Tensor, ...]:
 
 
 def _activate(i: StepInputs) -> tuple[Tensor, ...]:
-    y, shrunk = i.steps.activate(i.wide, i.block.activation, i.block.mlp_output)
+    y, shrunk = i.steps.activate(i.outputs, i.block.activation, i.block.mlp_output)
     return y, *shrunk
 
 
@@ -194,7 +201,7 @@ def _eager_swiglu(i: StepInputs) -> tuple[Tensor, ...]:
 
 def _activation_backward(i: StepInputs) -> tuple[Tensor, ...]:
     block = i.block
-    return (i.steps.activation_gradient(i.grad_y, i.wide, block.activation, block.mlp_output, [i.shrunk]),)
+    return tuple(i.steps.activation_gradient(i.grad_y, i.outputs, block.activation, block.mlp_output, [i.shrunk]))
 
 
 def _eager_gelu_backward(i: StepInputs) -> tuple[Tensor, ...]:
@@ -205,7 +212,9 @@ def _eager_gelu_backward(i: StepInputs) -> tuple[Tensor, ...]:
 def _eager_swiglu_backward(i: StepInputs) -> tuple[Tensor, ...]:
     gate, up = i.wide.chunk(2, dim=1)
     of_gate = torch.ops.aten.silu_backward(i.grad_y * up, gate)
-    return torch.cat([of_gate, i.grad_y * F.silu(gate)], dim=1), _outer(i, i.shrunk, i.y)
+    of_up = i.grad_y * F.silu(gate)
+    grads = (torch.cat([of_gate, of_up], dim=1),) if len(i.outputs) == 1 else (of_gate, of_up)
+    return *grads, _outer(i, i.shrunk, i.y)
 
 
 def _outer(i: StepInputs, left: Tensor, right: Tensor) -> Tensor:
@@ -230,7 +239,7 @@ def _eager_output(i: StepInputs) -> tuple[Tensor, ...]:
 def _linear(i: StepInputs) -> tuple[Tensor, ...]:
     block = i.block
     around = block.mlp_output, [i.shrunk], block.mlp_inputs, [i.shrunk]
-    return (i.steps.mlp_gradient(i.grad_y, i.wide, block.activation, *around, i.normed),)
+    return (i.steps.mlp_gradient(i.grad_y, i.outputs, block.activation, *around, i.normed),)
 
 
 def _eager_linear(i: StepInputs) -> tuple[Tensor, ...]:

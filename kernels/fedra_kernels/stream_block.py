@@ -31,7 +31,7 @@ from ._kernels.checks import (
 )
 from ._kernels.frozen_block import StreamBlock
 from ._kernels.norm import Norm
-from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
+from ._kernels.stream_steps import Activation, NormedRows, Outputs, Shrunk, StreamRows, StreamSteps
 from ._kernels.stream_torch import TorchSteps
 from ._kernels.stream_triton import TritonSteps
 from .dispatch import use_triton
@@ -182,41 +182,43 @@ class _Kept:
     """What backward needs of a forward pass: the rows that the norms have read, outputs of layers, and S of each layer.
 
     Attributes:
-        projected: the outputs of the attention's first Linears, side by side.
+        projected: the outputs of the attention's first Linears.
         attended: what its core has made of them.
         core: the ends of the core's graph: what it was given, and its result.
     """
 
     first: NormedRows
     shrunk_inputs: Shrunk
-    projected: Tensor
+    projected: Outputs
     attended: Tensor
     core: tuple[list[Tensor], Tensor]
     shrunk_attended: Shrunk
     second: NormedRows
     shrunk_mlp: Shrunk
-    wide: Tensor
+    wide: Outputs
     shrunk_output: Shrunk
 
     def pack(self) -> tuple[list[Tensor], list[int]]:
         """All tensors that are not part of the graph, and the lengths of the lists among them."""
-        lists = self.shrunk_inputs, self.shrunk_attended, self.shrunk_mlp, self.shrunk_output
+        lists = (
+            self.projected, self.shrunk_inputs, self.shrunk_attended, self.wide, self.shrunk_mlp, self.shrunk_output,
+        )  # fmt: skip
         normed = [part for rows in (self.first, self.second) for part in (rows.rows, rows.mean, rows.inverse)]
-        return [*normed, self.wide, self.projected, self.attended, *chain(*lists)], [len(shrunk) for shrunk in lists]
+        return [*normed, self.attended, *chain(*lists)], [len(tensors) for tensors in lists]
 
     @classmethod
     def unpack(
         cls, tensors: Sequence[Tensor], lengths: Sequence[int], block: StreamBlock, core: tuple[list[Tensor], Tensor]
     ) -> _Kept:
         """The reverse of `pack`; `core` are the ends of the graph of the attention's core."""
-        rows1, mean1, inverse1, rows2, mean2, inverse2, wide, projected, attended, *rest = tensors
+        rows1, mean1, inverse1, rows2, mean2, inverse2, attended, *rest = tensors
         left = iter(rest)
-        lists = [list(islice(left, length)) for length in lengths]
+        projected, of_inputs, of_attended, wide, of_mlp, of_output = (list(islice(left, length)) for length in lengths)
         first, second = (
             NormedRows(rows1, mean1, inverse1, block.norm1),
             NormedRows(rows2, mean2, inverse2, block.norm2),
         )
-        return cls(first, lists[0], projected, attended, core, lists[1], second, lists[2], wide, lists[3])
+        return cls(first, of_inputs, projected, attended, core, of_attended, second, of_mlp, wide, of_output)
 
 
 def _forward(

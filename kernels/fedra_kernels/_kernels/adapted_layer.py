@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -92,9 +92,12 @@ class AdaptedLayer:
         sized = zip(self.present, (self.widths[member] for member in self.members), strict=True)
         return [bank.narrow(1, b.first_b, width * b.rank).unflatten(1, (width, b.rank)) for b, width in sized]
 
-    def by_member(self, outputs: Tensor) -> list[Tensor]:
-        """The columns of each Linear in [rows, out]."""
-        return list(outputs.split_with_sizes(self.widths, 1))
+    def by_member(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """[rows, out] of each Linear, from one tensor for each or one for all, side by side."""
+        if len(outputs) == len(self.widths):
+            return list(outputs)
+        (joined,) = outputs
+        return list(joined.split_with_sizes(self.widths, 1))
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(weight [out, in], bias) of each Linear."""

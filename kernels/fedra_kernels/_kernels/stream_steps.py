@@ -15,6 +15,8 @@ from .adapted_layer import AdaptedLayer
 from .norm import Norm
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Outputs = Sequence[Tensor]
+"""Of a layer, or their gradients: [rows, out] of each of its Linears, or one tensor for all, side by side."""
 Shrunk = list[Tensor]
 """S = drop(x) A_k^T of a layer's adapters, in the form of the path that made it; empty without adapters."""
 
@@ -94,8 +96,8 @@ class StreamSteps(ABC):
         """The norm of the rows, what backward needs, and the reader's S."""
 
     @abstractmethod
-    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
-        """The layer's outputs [rows, out] for x, with adapters."""
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Outputs:
+        """The layer's outputs for x, with adapters."""
 
     @abstractmethod
     def add_product(
@@ -113,29 +115,29 @@ class StreamSteps(ABC):
         """
 
     @abstractmethod
-    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
-        """The activation of wide [rows, features, or gate and up side by side], and the reader's S."""
+    def activate(self, wide: Outputs, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+        """The activation of the outputs `wide`, with `swiglu` those of gate and up, and the reader's S."""
 
     @abstractmethod
     def output_gradient(
         self,
-        grads: Sequence[Tensor],
+        grads: Outputs,
         layer: AdaptedLayer,
         shrunk: Shrunk,
         index: Tensor | None = None,
         column_scale: Tensor | None = None,
-    ) -> tuple[Sequence[Tensor], Shrunk]:
+    ) -> tuple[Outputs, Shrunk]:
         """dS of a layer from the gradients of its outputs; also sums up dB.
 
-        Args: grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one,
-        whose rows `index` are the gradients, times `column_scale`.
+        With `index` or `column_scale`, `grads` is one tensor, whose rows `index` are the gradients, times
+        `column_scale`.
 
         Returns:
             the gradients of the outputs, and dS = scale · dY · B.
         """
 
     @abstractmethod
-    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+    def input_gradient(self, grads: Outputs, layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
         """dX [rows, in] from the gradients of a layer's outputs, as `output_gradient` returned them, and dS."""
 
     @abstractmethod
@@ -144,14 +146,14 @@ class StreamSteps(ABC):
 
     @abstractmethod
     def activation_gradient(
-        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
-    ) -> Tensor:
-        """The gradient of `wide`; dA of the reader, which has read the activation, is summed up."""
+        self, grad_y: Tensor, wide: Outputs, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Outputs:
+        """The gradients of `wide`; dA of the reader, which has read the activation, is summed up."""
 
     def mlp_gradient(
         self,
         grad_y: Tensor,
-        wide: Tensor,
+        wide: Outputs,
         kind: Activation,
         reader: AdaptedLayer,
         grad_shrunk: Shrunk,
@@ -168,9 +170,9 @@ class StreamSteps(ABC):
             shrunk: S of `layer`, which has read the norm of the rows of `normed`.
         """
         of_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
-        _, narrow = self.output_gradient([of_wide], layer, shrunk)
+        _, narrow = self.output_gradient(of_wide, layer, shrunk)
         self.factor_gradient(normed, layer, narrow)
-        return self.input_gradient([of_wide], layer, narrow)
+        return self.input_gradient(of_wide, layer, narrow)
 
     @abstractmethod
     def norm_gradient(

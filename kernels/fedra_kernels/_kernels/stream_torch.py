@@ -14,7 +14,7 @@ from ..groups import Run, add_to_bank, bank_rows, grouped
 from . import lora_torch
 from .adapted_layer import AdaptedLayer
 from .norm import Norm
-from .stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
+from .stream_steps import Activation, NormedRows, Outputs, Shrunk, StreamRows, StreamSteps
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,23 @@ class TorchSteps(StreamSteps):
 
     def normalize(self, source: StreamRows, norm: Norm, reader: AdaptedLayer) -> tuple[Tensor, NormedRows, Shrunk]:
         rows = source.read()
-        wide = rows if rows.dtype == torch.float64 else rows.float()
         if norm.kind == "layer":
             x, mean, inverse = torch.native_layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
             mean, inverse = mean[:, 0], inverse[:, 0]
         else:
-            inverse = torch.rsqrt(wide.square().mean(1) + norm.eps)
-            mean, x = torch.zeros_like(inverse), F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+            exact = torch.promote_types(rows.dtype, torch.float32)
+            squares = torch.linalg.vector_norm(rows, dim=1, dtype=exact).square_()
+            inverse = torch.rsqrt(squares.div_(rows.shape[1]).add_(norm.eps))
+            mean = torch.zeros_like(inverse)
+            x = _scaled(rows, inverse, norm)
         return x, NormedRows(rows, mean, inverse, norm), self._shrink(x, reader)
 
-    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
-        y = F.linear(x, layer.oriented, layer.bias)
-        outputs = layer.by_member(y)
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Outputs:
+        # Batched products would copy parts of something wider that are in bfloat16.
+        outputs = [F.linear(x, weight, bias) for weight, bias in layer.parts()]
         for member, s, lora_b in zip(layer.members, shrunk, layer.lora_b(self.bank), strict=False):
             lora_torch.expand(outputs[member], s, lora_b, self.groups, self.scale(layer))
-        return y
+        return outputs
 
     def add_product(
         self,
@@ -49,7 +51,7 @@ class TorchSteps(StreamSteps):
         out: StreamRows | None = None,
     ) -> tuple[Tensor, Shrunk]:
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
-        y = self.product(x, layer, shrunk)
+        (y,) = self.product(x, layer, shrunk)
         if column_scale is not None:
             y.mul_(column_scale)
         if out is not None and out.index is None:
@@ -57,23 +59,23 @@ class TorchSteps(StreamSteps):
         y.add_(residual.read())
         return (y if out is None else out.write(y)), shrunk
 
-    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+    def activate(self, wide: Outputs, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
         y = _activation(wide, kind)
         return y, self._shrink(y, reader)
 
     def output_gradient(
         self,
-        grads: Sequence[Tensor],
+        grads: Outputs,
         layer: AdaptedLayer,
         shrunk: Shrunk,
         index: Tensor | None = None,
         column_scale: Tensor | None = None,
-    ) -> tuple[Sequence[Tensor], Shrunk]:
+    ) -> tuple[Outputs, Shrunk]:
         if index is not None:
             grads = [grad.index_select(0, index) for grad in grads]
         if column_scale is not None:
             grads = [grad * column_scale for grad in grads]
-        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        of_members = layer.by_member(grads)
         grad_shrunk: Shrunk = []
         sinks = None if self.gradients is None or not self.trains_b else layer.lora_b(self.gradients)
         for number, (member, lora_b) in enumerate(zip(layer.members, layer.lora_b(self.bank), strict=True)):
@@ -90,15 +92,12 @@ class TorchSteps(StreamSteps):
             grad_shrunk.append(of_x)
         return grads, [*grad_shrunk, *shrunk[len(layer.members) :]]
 
-    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
-        if len(grads) < len(layer.widths):
-            total = grads[0] @ layer.oriented
-        else:
-            parts = zip(grads, layer.parts(), strict=True)
-            grad, (weight, _) = next(parts)
-            total = grad @ weight
-            for grad, (weight, _) in parts:
-                total.addmm_(grad, weight)
+    def input_gradient(self, grads: Outputs, layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+        parts = zip(layer.by_member(grads), layer.parts(), strict=True)
+        grad, (weight, _) = next(parts)
+        total = grad @ weight
+        for grad, (weight, _) in parts:
+            total.addmm_(grad, weight)
         keeps = grad_shrunk[len(layer.members) :]
         for number, lora_a in enumerate(layer.lora_a(self.bank)):
             for run in self.groups.runs:
@@ -121,19 +120,17 @@ class TorchSteps(StreamSteps):
                 add_to_bank(sink, run.slots, torch.bmm(narrow, grouped(dropped, run)))
 
     def activation_gradient(
-        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
-    ) -> Tensor:
+        self, grad_y: Tensor, wide: Outputs, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Outputs:
         if kind != "swiglu":
             self.factor_gradient(_activation(wide, kind), reader, grad_shrunk)
-            found: Tensor = torch.ops.aten.gelu_backward(grad_y, wide, approximate="none" if kind == "gelu" else "tanh")
-            return found
-        gate, up = wide.chunk(2, dim=1)
-        active, grad_wide = F.silu(gate), torch.empty_like(wide)
-        self.factor_gradient(active * up, reader, grad_shrunk)
-        of_gate, of_up = grad_wide.chunk(2, dim=1)
-        torch.mul(grad_y, active, out=of_up)
-        torch.ops.aten.silu_backward.grad_input(grad_y * up, gate, grad_input=of_gate)
-        return grad_wide
+            return [torch.ops.aten.gelu_backward(grad_y, wide[0], approximate="none" if kind == "gelu" else "tanh")]
+        gate, up = wide
+        active = F.silu(gate)
+        y = active * up
+        self.factor_gradient(y, reader, grad_shrunk)
+        of_active, of_up = torch.mul(grad_y, up, out=y), active.mul_(grad_y)
+        return [torch.ops.aten.silu_backward(of_active, gate), of_up]
 
     def norm_gradient(
         self, grad_x: Tensor, normed: NormedRows, residual: StreamRows, out: StreamRows | None = None
@@ -145,9 +142,10 @@ class TorchSteps(StreamSteps):
                 [True, False, False],
             )[0]  # fmt: skip
         else:
-            wide, inverse = (grad_x * norm.weight).to(normed.inverse.dtype), normed.inverse[:, None]
-            scaled = rows * inverse
-            grad = ((wide - scaled * (wide * scaled).mean(1, keepdim=True)) * inverse).to(rows.dtype)
+            inverse = normed.inverse[:, None]
+            wide, scaled = (grad_x * norm.weight).to(inverse.dtype), rows * inverse
+            scaled.mul_((wide * scaled).mean(1, keepdim=True))
+            grad = wide.sub_(scaled).mul_(inverse).to(rows.dtype)
         grad += residual.read()
         return grad if out is None else out.write(grad)
 
@@ -161,18 +159,23 @@ class TorchSteps(StreamSteps):
         return [*[lora_torch.shrink(x, lora_a, self.groups, keep) for lora_a, keep in factors], *keeps]
 
 
-def _activation(wide: Tensor, kind: Activation) -> Tensor:
+def _activation(wide: Outputs, kind: Activation) -> Tensor:
     if kind == "swiglu":
-        gate, up = wide.chunk(2, dim=1)
-        return F.silu(gate) * up
-    return F.gelu(wide, approximate="none" if kind == "gelu" else "tanh")
+        gate, up = wide
+        return F.silu(gate).mul_(up)
+    return F.gelu(wide[0], approximate="none" if kind == "gelu" else "tanh")
 
 
 def _normed(normed: NormedRows) -> Tensor:
     norm, rows = normed.norm, normed.rows
     if norm.kind == "layer":
         return F.layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
-    return F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+    return _scaled(rows, normed.inverse, norm)
+
+
+def _scaled(rows: Tensor, inverse: Tensor, norm: Norm) -> Tensor:
+    """RMSNorm of rows from their inverse deviations [rows], rounded once."""
+    return (rows * inverse[:, None]).mul_(norm.weight).to(rows.dtype)
 
 
 def _rows_first(shrunk: Tensor, run: Run) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +24,7 @@ from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
 from .norm import Norm
 from .row_tables import Chunks
-from .stream_steps import Activation, NormedRows, Shrunk, StreamRows, StreamSteps
+from .stream_steps import Activation, NormedRows, Outputs, Shrunk, StreamRows, StreamSteps
 
 _PLAIN = (None, None, None, None)
 """In place of the moments, weight and bias of a norm, where x is given as it is."""
@@ -51,10 +50,10 @@ class TritonSteps(StreamSteps):
         normed = NormedRows(source.matrix if source.index is None else rows, mean, inverse, norm)
         return x, normed, [shrunk] if fused else self._shrink(x, reader)
 
-    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Outputs:
         if not shrunk:
-            return F.linear(x, layer.oriented, layer.bias)
-        return lora_gemm(*self._gemm_arguments(x, layer, shrunk[0]))
+            return [F.linear(x, layer.oriented, layer.bias)]
+        return [lora_gemm(*self._gemm_arguments(x, layer, shrunk[0]))]
 
     def add_product(
         self,
@@ -66,7 +65,7 @@ class TritonSteps(StreamSteps):
         out: StreamRows | None = None,
     ) -> tuple[Tensor, Shrunk]:
         if not layer.present:
-            rows, y = residual.read(), self.product(x, layer, [])
+            rows, (y,) = residual.read(), self.product(x, layer, [])
             total = y.add_(rows) if column_scale is None else torch.addcmul(rows, y, column_scale)
             return (total if out is None else out.write(total)), []
         beside = residual.matrix, residual.index, column_scale
@@ -87,7 +86,7 @@ class TritonSteps(StreamSteps):
         lora_gemm_onto(out.matrix, out.index, *gemm)
         return out.matrix, shrunk
 
-    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+    def activate(self, wide: Outputs, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
         x, up = _halves(wide, kind)
         fused = reader.present and reader.rank <= NARROW_RANK
         lora_a = reader.lora_a(self.bank)[0] if fused else None
@@ -98,18 +97,18 @@ class TritonSteps(StreamSteps):
 
     def output_gradient(
         self,
-        grads: Sequence[Tensor],
+        grads: Outputs,
         layer: AdaptedLayer,
         shrunk: Shrunk,
         index: Tensor | None = None,
         column_scale: Tensor | None = None,
-    ) -> tuple[Sequence[Tensor], Shrunk]:
+    ) -> tuple[Outputs, Shrunk]:
         gathers = index is not None or column_scale is not None
         if not layer.present or layer.rank > NARROW_RANK:
             if gathers:
                 grads = [_gather(grads[0], index, column_scale)]
             return grads, self._wide_output_gradient(grads, layer, shrunk)
-        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        of_members = layer.by_member(grads)
         adapted = [of_members[member] for member in layer.members]
         partials = self._partials if self._trains(layer.present[0].first_b) else None
         columns = [self._column(adapter.first_b) for adapter in layer.present]
@@ -119,7 +118,7 @@ class TritonSteps(StreamSteps):
         )  # fmt: skip
         return [gathered] if gathers else grads, [grad_shrunk]
 
-    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+    def input_gradient(self, grads: Outputs, layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
         ranks = layer.rank if self.dropout else layer.rank * len(layer.present)
         spans = self.groups.spans(gemm_tile(grads[0], ranks).rows) if grad_shrunk else None
         if spans is not None and not self.dropout:
@@ -127,7 +126,7 @@ class TritonSteps(StreamSteps):
                 list(grads), layer.oriented, None, grad_shrunk[0], [layer.all_a(self.bank)], [layer.inputs], spans,
                 self.groups.filled, None, None, 0, True, None, None, None,
             )  # fmt: skip
-        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        of_members = layer.by_member(grads)
         total: Tensor | None = None
         places = {member: number for number, member in enumerate(layer.members)}
         for member, (grad, (weight, _)) in enumerate(zip(of_members, layer.parts(), strict=True)):
@@ -165,14 +164,14 @@ class TritonSteps(StreamSteps):
             )  # fmt: skip
 
     def activation_gradient(
-        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
-    ) -> Tensor:
+        self, grad_y: Tensor, wide: Outputs, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Outputs:
         return self._activation_gradient(grad_y, wide, kind, reader, grad_shrunk, None, [])
 
     def mlp_gradient(
         self,
         grad_y: Tensor,
-        wide: Tensor,
+        wide: Outputs,
         kind: Activation,
         reader: AdaptedLayer,
         grad_shrunk: Shrunk,
@@ -184,7 +183,7 @@ class TritonSteps(StreamSteps):
         if kind == "swiglu" or not layer.present or layer.rank > NARROW_RANK or self.dropout:
             return super().mlp_gradient(*arguments, normed)
         # dB is summed up while the gradient of `wide` is made, and dS while it is read for dX: it is not read for them.
-        of_wide = self._activation_gradient(*arguments)
+        (of_wide,) = self._activation_gradient(*arguments)
         spans = self.groups.spans(single_pass_tile(of_wide, layer.rank).rows)
         (lora_a,), (lora_b,) = layer.lora_a(self.bank), layer.lora_b(self.bank)
         of_x, narrow = lora_single_pass(
@@ -197,15 +196,15 @@ class TritonSteps(StreamSteps):
     def _activation_gradient(
         self,
         grad_y: Tensor,
-        wide: Tensor,
+        wide: Outputs,
         kind: Activation,
         reader: AdaptedLayer,
         grad_shrunk: Shrunk,
         layer: AdaptedLayer | None,
         shrunk: Shrunk,
-    ) -> Tensor:
-        """The gradient of `wide`; sums up dA of the reader, and dB of the layer that has made `wide` if it is given."""
-        grad_wide = wide.new_empty(wide.shape)
+    ) -> Outputs:
+        """The gradients of `wide`; sums up dA of the reader, and dB of the `layer` that has made `wide`, if any."""
+        grad_wide = [torch.empty_like(part) for part in wide]
         (x, up), (grad_x, grad_up) = _halves(wide, kind), _halves(grad_wide, kind)
         trains_a = bool(reader.present) and self._trains(reader.present[0].first_a)
         trains_b = layer is not None and self._trains(layer.present[0].first_b)
@@ -287,11 +286,11 @@ class TritonSteps(StreamSteps):
             self.scale(layer), None, 0, False,
         )  # fmt: skip
 
-    def _wide_output_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, shrunk: Shrunk) -> Shrunk:
+    def _wide_output_gradient(self, grads: Outputs, layer: AdaptedLayer, shrunk: Shrunk) -> Shrunk:
         """dS, and dB summed up, of a layer with adapters of a high rank."""
         if not layer.present:
             return []
-        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        of_members = layer.by_member(grads)
         pieces = self.groups.chunks(shrink_tile(grads[0], layer.rank).rows).rows
         parts = []
         factors = layer.lora_b(self.bank)
@@ -306,11 +305,12 @@ class TritonSteps(StreamSteps):
         return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
 
 
-def _halves(wide: Tensor, kind: Activation) -> tuple[Tensor, Tensor | None]:
-    """Gate and up, which lie side by side; without a gate, `wide` and None."""
+def _halves(wide: Outputs, kind: Activation) -> tuple[Tensor, Tensor | None]:
+    """Gate and up, which lie side by side; without a gate, the one output and None."""
+    (joined,) = wide
     if kind != "swiglu":
-        return wide, None
-    gate, up = wide.chunk(2, dim=1)
+        return joined, None
+    gate, up = joined.chunk(2, dim=1)
     return gate, up
 
 
