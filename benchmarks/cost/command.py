@@ -32,7 +32,7 @@ def run_step(shape: ModelShape, *, lanes: int, samples: int, all_blocks: bool) -
     shares = tuple(blocks * shape.depth // max(CAPACITIES) for blocks in CAPACITIES)
     capacities: Sequence[int] = (shape.depth,) if all_blocks else shares
     counts = {
-        name: count_step(shape, lanes=lanes, images=samples, capacities=capacities, architecture=card.architecture)
+        name: count_step(shape, lanes=lanes, samples=samples, capacities=capacities, architecture=card.architecture)
         for name, card in CARDS.items()
     }
     console = PlainConsole(width=150)

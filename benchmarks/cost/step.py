@@ -42,12 +42,12 @@ def count_step(
     shape: ModelShape,
     *,
     lanes: int,
-    images: int,
+    samples: int,
     capacities: Sequence[int] = CAPACITIES,
     dtype: torch.dtype = torch.bfloat16,
     architecture: str = "sm_90",
 ) -> Count:
-    """What a step of `lanes` clients with `images`, or texts, each asks of a GPU.
+    """What a step of `lanes` clients with `samples`, images or texts, each asks of a GPU.
 
     The clients' `capacities`, in turn, are the numbers of blocks that they hold; which blocks, FedRA's allocation says.
     Adapters are on all Linears of a block, and AdamW takes the step. `architecture` is the column of the kernels'
@@ -59,9 +59,9 @@ def count_step(
         patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
     ):
         workload = Workload.random(replace(shape, pool=1), META, dtype)
-        round = workload.round(lanes, images=images, steps=_STEPS, capacities=capacities)
+        round = workload.round(lanes, samples=samples, steps=_STEPS, capacities=capacities)
         executor = workload.sweep_by(_CountedSweep, lanes)
-        executor.rows_of_client = (images * shape.tokens, images)
+        executor.rows_of_client = (samples * shape.tokens, samples)
         for _ in executor.train(round.work, Assignment(round.allocation), workload.state):
             pass
     return executor.count

@@ -51,7 +51,7 @@ def check_rounds(findings: Findings, sizes: ReportSizes, device: torch.device) -
     torch.backends.cudnn.allow_tf32 = False
     workload = Workload.random(sizes.round_shape, device, torch.float32, training=SGD, fuse_blocks=True)
     clients = sizes.round_clients
-    round = workload.round(clients, images=2, steps=sizes.round_steps)
+    round = workload.round(clients, samples=2, steps=sizes.round_steps)
     reference = workload.train(workload.sweep(clients), round)
     others: dict[str, Executor] = {
         "again": workload.sweep(clients),

@@ -39,7 +39,7 @@ def _train(shape: VitShape, dtype: torch.dtype, sgd: bool = False) -> Callable[[
     small = replace(shape, depth=3, pool=2)
     workload = Workload.random(small, CPU, dtype, training=SGD if sgd else None, fuse_blocks=True)
     allocation = np.array([[True, True, True], [False, True, False]])
-    return partial(_round, workload, replace(workload.round(2, images=1, steps=2), allocation=allocation))
+    return partial(_round, workload, replace(workload.round(2, samples=1, steps=2), allocation=allocation))
 
 
 def _round(workload: Workload, round: Round) -> object:
@@ -52,7 +52,7 @@ def _embedded_step(_: ReportSizes) -> Iterator[PreparedCall]:
 
 def _train_embedded() -> Callable[[], object]:
     workload = Workload.embedded(CPU, fuse_blocks=True)
-    return partial(_round, workload, workload.round(2, images=1, steps=2))
+    return partial(_round, workload, workload.round(2, samples=1, steps=2))
 
 
 def _kernels(sizes: ReportSizes) -> Iterator[PreparedCall]:

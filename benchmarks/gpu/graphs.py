@@ -16,7 +16,7 @@ def graph_figures(workload: Workload, point: Point) -> list[Figure]:
     On a CPU there are no graphs; the same is done without, and every line says so.
     """
     graphs = workload.device.type == "cuda"
-    round = workload.round(point.lanes, images=point.images, steps=point.graph_steps)
+    round = workload.round(point.lanes, samples=point.samples, steps=point.graph_steps)
     plain, graphed = workload.sweep(point.lanes), workload.sweep(point.lanes, graphs=graphs)
     expected, again = workload.train(plain, round), workload.train(plain, round)
     found = workload.train(graphed, round)

@@ -16,7 +16,7 @@ from fedra_kernels._kernels.product_forms import Form
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement of whole rounds: `lanes` clients at a time, each with `images` a step.
+    """A measurement of whole rounds: `lanes` clients at a time, each with `samples` a step.
 
     Attributes:
         shape: the model; None for the embedded default's.
@@ -27,16 +27,16 @@ class Point:
 
     shape: VitShape | None
     lanes: int
-    images: int
+    samples: int
     steps: int
     sequential: int
     graph_steps: int = 0
 
     @property
     def name(self) -> str:
-        """Model, lanes and images a step, as tables have them."""
+        """Model, lanes and samples a step, as tables have them."""
         model = "embedded model" if self.shape is None else "ViT"
-        return f"{model} {self.lanes} × {self.images}"
+        return f"{model} {self.lanes} × {self.samples}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ReportSizes:
         seconds: spent on each provider of a kernel benchmark.
         forms: of the product with the expand that are tried.
         points: of the whole rounds.
-        scaling, scaling_shape, scaling_lanes, scaling_images: numbers of clients, their model, lanes and images.
+        scaling, scaling_shape, scaling_lanes, scaling_samples: numbers of clients, their model, lanes and samples.
         ops, round_shape, round_clients, round_steps: what is checked.
         smoke_ops, smoke_shape: what is tried first of all.
         tests, marker, keyword: folder or file of the tests, and pytest's options -m and -k that choose among them.
@@ -101,7 +101,7 @@ class ReportSizes:
     scaling: Sequence[int]
     scaling_shape: VitShape
     scaling_lanes: int
-    scaling_images: int
+    scaling_samples: int
     ops: OpSizes
     smoke_ops: OpSizes
     round_shape: VitShape
@@ -122,8 +122,6 @@ def _vit_products(*rows: int) -> tuple[tuple[int, int, int], ...]:
 def _tiny_block(device: torch.device) -> Sizes:
     return Sizes(2, 1, 5, 16, 32, 4, 4, 2, 10, torch.float32, device, torch.float64)
 
-
-_TRIED = "to be measured"
 
 GPU = ReportSizes(
     notice="",
@@ -152,13 +150,13 @@ GPU = ReportSizes(
     second_block=llama_7b,
     seconds=0.15,
     forms=(
-        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=4),
-        Form(Tile(128, 256, 64, 8, 4, True), _TRIED, persistent=True, parts=4),
-        Form(Tile(128, 128, 64, 8, 4, True), _TRIED, persistent=True, parts=2),
-        Form(Tile(128, 128, 64, 4, 3, True), _TRIED, parts=2),
-        Form(Tile(128, 128, 64, 8, 3, True), _TRIED, parts=2),
-        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, parts=2),
-        Form(Tile(256, 128, 64, 8, 3, True), _TRIED, parts=2),
+        Form(Tile(128, 256, 64, 8, 3, True), persistent=True, parts=4),
+        Form(Tile(128, 256, 64, 8, 4, True), persistent=True, parts=4),
+        Form(Tile(128, 128, 64, 8, 4, True), persistent=True, parts=2),
+        Form(Tile(128, 128, 64, 4, 3, True), parts=2),
+        Form(Tile(128, 128, 64, 8, 3, True), parts=2),
+        Form(Tile(128, 256, 64, 8, 3, True), parts=2),
+        Form(Tile(256, 128, 64, 8, 3, True), parts=2),
     ),
     points=(
         Point(VIT_BASE, 64, 16, 2, 6),
@@ -169,7 +167,7 @@ GPU = ReportSizes(
     scaling=(16, 64, 256, 1024),
     scaling_shape=VIT_BASE,
     scaling_lanes=64,
-    scaling_images=4,
+    scaling_samples=4,
     ops=OpSizes((591, 5, 197, 64, 1, 394, 128, 788), Widths()),
     smoke_ops=OpSizes((197, 64, 1, 300), Widths()),
     round_shape=SMALL_VIT,
@@ -209,7 +207,7 @@ REHEARSAL = replace(
     scaling=(2, 5),
     scaling_shape=_TINY_VIT,
     scaling_lanes=2,
-    scaling_images=1,
+    scaling_samples=1,
     ops=_TINY_OPS,
     smoke_ops=_TINY_OPS,
     round_shape=replace(_TINY_VIT, depth=2),

@@ -63,7 +63,7 @@ def op_errors(sizes: ReportSizes, device: torch.device) -> dict[str, float]:
 def _round_is_wrong(sizes: ReportSizes, device: torch.device) -> str:
     """What is wrong with a round of the engine, fused; empty where its changes are numbers other than zero."""
     workload = Workload.random(sizes.smoke_shape, device, torch.float32, training=SGD, fuse_blocks=True)
-    after = workload.train(workload.sweep(2), workload.round(2, images=1, steps=1))
+    after = workload.train(workload.sweep(2), workload.round(2, samples=1, steps=1))
     for name, before, now in (
         ("adapters", workload.state.adapters, after.adapters),
         ("head", workload.state.heads, after.heads),

@@ -50,7 +50,7 @@ class StepCost:
     ops: dict[str, float] = field(default_factory=dict)
 
 
-def step_cost(workload: Workload, *, lanes: int, images: int) -> StepCost:
+def step_cost(workload: Workload, *, lanes: int, samples: int) -> StepCost:
     """Train one round of as many clients as lanes, whose steps are looked at one by one."""
     cost = StepCost()
     hosts: list[float] = []
@@ -74,7 +74,7 @@ def step_cost(workload: Workload, *, lanes: int, images: int) -> StepCost:
         number += 1
 
     executor.watch = watch
-    workload.train(executor, workload.round(lanes, images=images, steps=STEPS))
+    workload.train(executor, workload.round(lanes, samples=samples, steps=STEPS))
     cost.host, cost.gpu = float(np.median(hosts)), float(np.median(gpus))
     return cost
 

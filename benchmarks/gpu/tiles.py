@@ -14,7 +14,7 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.sizes import ReportSizes
 from benchmarks.gpu.smoke import PRECISION
 from benchmarks.kernels.cases import ENGINE, Case, Sizes
-from benchmarks.kernels.lora import GIVEN, lora_cases
+from benchmarks.kernels.lora import PRODUCT, lora_cases
 from benchmarks.kernels.measure import KernelMeasurement, measure_kernels, name_and_message
 from fedra_kernels._kernels.configs import shape_class
 from fedra_kernels._kernels.product_forms import GEMM_FORMS, Form, choose_form
@@ -25,9 +25,9 @@ _SECONDS_FOR_ONE = 1.5
 
 
 def tile_cases(sizes: ReportSizes, block: Sizes, second: Sizes) -> list[Case]:
-    """The forward product with S given, in each layer in which forms are tried."""
+    """`lora_gemm` in each layer in which forms are tried."""
     cases = [*lora_cases(block), *lora_cases(second, sizes.second_layers)]
-    return [case for case in cases if case.mode == GIVEN]
+    return [case for case in cases if case.kernel == PRODUCT]
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def measure_tiles(findings: Findings, sizes: ReportSizes, device: torch.device) 
         yield from _measured(case, ["frozen"], device, sizes.seconds)
         yield from _measured(case, [ENGINE], device, sizes.seconds, f"{ENGINE} {form_name(chosen)}, chosen")
         for form in sizes.forms:
-            if replace(form, chosen_by=chosen.chosen_by) == chosen:
+            if form == chosen:
                 continue
             if findings.seconds_left < _SECONDS_FOR_ONE:
                 findings.leave_out(f"form {form_name(form)} of {case.x}")

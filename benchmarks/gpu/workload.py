@@ -52,7 +52,7 @@ class Round:
 
     work: LocalWork
     allocation: Allocation
-    images_per_client: int
+    samples_per_client: int
 
 
 class Workload:
@@ -67,7 +67,6 @@ class Workload:
         *,
         training: TrainingConfig | None = None,
         fuse_blocks: bool | None = None,
-        pixels_on_device: bool = False,
     ) -> None:
         """A `model` of a `shape`, on `device`; blocks are fused on a GPU unless `fuse_blocks` says otherwise."""
         self.shape = shape
@@ -79,7 +78,7 @@ class Workload:
             self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
         )
         self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
-        self.samples = _samples(shape, model, device if pixels_on_device else CPU)
+        self.samples = _samples(shape, model)
         self.sweep_model = SweepModel(
             self.foundation,
             # As in training: no text is padded, so no mask is given.
@@ -98,16 +97,13 @@ class Workload:
         *,
         training: TrainingConfig | None = None,
         fuse_blocks: bool | None = None,
-        pixels_on_device: bool = False,
     ) -> Workload:
         """A model of random weights."""
         torch.manual_seed(0)
         with device:
             model = _model(shape).to(dtype)
         lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank), target_modules=ALL_LINEAR)
-        return cls(
-            model, shape, lora, device, training=training, fuse_blocks=fuse_blocks, pixels_on_device=pixels_on_device
-        )
+        return cls(model, shape, lora, device, training=training, fuse_blocks=fuse_blocks)
 
     @classmethod
     def embedded(cls, device: torch.device, *, fuse_blocks: bool | None = None) -> Workload:
@@ -127,17 +123,17 @@ class Workload:
         )
         return cls(model, shape, config.lora, device, training=config.training, fuse_blocks=fuse_blocks)
 
-    def round(self, clients: int, *, images: int, steps: int, capacities: Sequence[int] = CAPACITIES) -> Round:
-        """`clients` of these `capacities`, in turn, that take `steps` local steps of `images` images or texts.
+    def round(self, clients: int, *, samples: int, steps: int, capacities: Sequence[int] = CAPACITIES) -> Round:
+        """`clients` of these `capacities`, in turn, that take `steps` local steps of `samples` images or texts.
 
-        They hold what FedRA's allocation gives them, which does not depend on images and steps.
+        They hold what FedRA's allocation gives them, which does not depend on samples and steps.
         """
         rng = np.random.default_rng(1)
-        count = images * steps
-        samples = [rng.integers(0, self.shape.pool, count) for _ in range(clients)]
+        count = samples * steps
+        drawn = [rng.integers(0, self.shape.pool, count) for _ in range(clients)]
         depths = np.minimum(np.resize(np.array(capacities), clients), self.shape.depth)
-        federation = Clients(samples, np.zeros(clients, dtype=np.int64), depths)
-        training = replace(self._training, batch_size=images, local_epochs=1, max_local_steps=None)
+        federation = Clients(drawn, np.zeros(clients, dtype=np.int64), depths)
+        training = replace(self._training, batch_size=samples, local_epochs=1, max_local_steps=None)
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
         return Round(work, uniform_allocation(depths, self.shape.depth, np.random.default_rng(1)), count)
 
@@ -164,7 +160,7 @@ class Workload:
 
     def flops(self, round: Round) -> float:
         """FLOPs that the blocks need for a round; embedding and heads are not counted."""
-        return float(round.allocation.sum()) * round.images_per_client * self.shape.block_flops()
+        return float(round.allocation.sum()) * round.samples_per_client * self.shape.block_flops()
 
 
 def _model(shape: ModelShape) -> PreTrainedModel:
@@ -193,8 +189,8 @@ def _model(shape: ModelShape) -> PreTrainedModel:
     )
 
 
-def _samples(shape: ModelShape, model: PreTrainedModel, device: torch.device) -> Samples:
-    """Random images, whose pixels lie on `device`, or random texts."""
+def _samples(shape: ModelShape, model: PreTrainedModel) -> Samples:
+    """Random images or texts, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     domains = torch.zeros(shape.pool, dtype=torch.int64)
     if isinstance(shape, DecoderShape):
@@ -209,7 +205,7 @@ def _samples(shape: ModelShape, model: PreTrainedModel, device: torch.device) ->
     pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
     preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
-    return ImageSamples(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
+    return ImageSamples(StoredRows([pixels]), labels, domains, preprocessing)
 
 
 @dataclass(frozen=True)

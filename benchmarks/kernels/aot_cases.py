@@ -166,8 +166,8 @@ def _products(shapes: Shapes, dtype: torch.dtype, rank: int, width: int) -> None
     x, bank, merged = zeros(shapes.rows, width), shapes.bank(width, rank, dtype=dtype), zeros(3 * width, width)
     tables = groups.spans(gemm_tile(x, rank).rows), groups.filled
     shrunk, lora_a = zeros(shapes.rows, 3 * rank), shapes.bank(3 * rank, width, dtype=dtype)
-    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, *tables, 0.7, None, 0, False)
-    lora_gemm([x] * 3, merged, None, shrunk, [lora_a], [width], *tables, None, None, 0, True)
+    lora_gemm([x], merged, None, shrunk, [bank] * 3, [width] * 3, *tables, 0.7)
+    lora_gemm([x] * 3, merged, None, shrunk, [lora_a], [width], *tables, None, transposed=True)
     stream, index, scale = zeros(2 * shapes.rows, width), torch.arange(shapes.rows), zeros(width)
     one = ([x], zeros(width, width), scale, zeros(shapes.rows, rank), [bank], [width], *tables, 0.7, None, 0, False)
     lora_gemm_onto(stream, index, *one, stream, index, scale)

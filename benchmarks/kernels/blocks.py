@@ -60,7 +60,7 @@ def block_cases(vit: Sizes, llama: Sizes) -> Iterator[Case]:
 
 
 def _work(sizes: Sizes, shape: BlockShape, *, backward: bool) -> Work:
-    """What the engine's own code does, counted op by op; an attention counts in full also where it is causal."""
+    """What the engine's own code does, counted op by op; a causal attention counts half."""
     inputs = _inputs(replace(sizes, device=META), shape, None)
     rows_of_client = (sizes.samples * sizes.tokens, sizes.samples)
     with launches_taken_by(StandIn(_COUNTED_FOR)):

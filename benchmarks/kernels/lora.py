@@ -18,8 +18,8 @@ from fedra_kernels._kernels import lora_torch
 from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
 from fedra_kernels.dispatch import use_triton
 
-KERNEL = "lora_linear"
-FORWARD, GIVEN, BACKWARD = "forward", "forward, S given", "backward"
+KERNEL, PRODUCT = "lora_linear", "lora_gemm"
+FORWARD, BACKWARD = "forward", "backward"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class LoraInputs:
 
 
 def lora_cases(sizes: Sizes, layers: Sequence[tuple[int, int]] | None = None) -> Iterator[Case]:
-    """Forward, forward with S given, and backward with dA and dB, for each Linear of a block, or of `layers`."""
+    """`lora_linear` forward and backward, and its product alone, for each Linear of a block, or of `layers`.
+
+    The product is given S = drop(x) A^T, as it is in a block whose norms and activation make it.
+    """
     for inputs, outputs in sizes.layers if layers is None else layers:
 
         def make(generator: torch.Generator, inputs: int = inputs, outputs: int = outputs) -> LoraInputs:
@@ -62,7 +65,7 @@ def lora_cases(sizes: Sizes, layers: Sequence[tuple[int, int]] | None = None) ->
         x = layer_name(inputs, outputs)
         forward, given = lora_forward(*shape, given=False), lora_forward(*shape, given=True)
         yield Case(KERNEL, FORWARD, x, forward, "frozen", make, _FORWARD)
-        yield Case(KERNEL, GIVEN, x, given, "frozen", make, _given_providers(sizes.device))
+        yield Case(PRODUCT, FORWARD, x, given, "frozen", make, _given_providers(sizes.device))
         yield Case(KERNEL, BACKWARD, x, lora_backward(*shape), "frozen", make, _BACKWARD)
 
 
@@ -101,9 +104,7 @@ def _engine_given(i: LoraInputs) -> Call:
 
         return call
     spans = i.groups.spans(gemm_tile(i.x, i.lora_a.shape[1]).rows)
-    return lambda: lora_gemm(
-        [i.x], i.weight, i.bias, shrunk, [i.lora_b], [len(i.weight)], spans, i.groups.filled, 1.0, None, 0, False
-    )
+    return lambda: lora_gemm([i.x], i.weight, i.bias, shrunk, [i.lora_b], [len(i.weight)], spans, i.groups.filled, 1.0)
 
 
 def _given_providers(device: torch.device) -> dict[str, Callable[[LoraInputs], Call]]:
@@ -122,7 +123,7 @@ def _library_then_expand(i: LoraInputs) -> Call:
         y = F.linear(i.x, i.weight, i.bias)
         lora_gemm_onto(
             y, None, [i.x[:, :0]], i.weight[:, :0], None, shrunk, [i.lora_b], [len(i.weight)],
-            spans, i.groups.filled, 1.0, None, 0, False, y,
+            spans, i.groups.filled, 1.0, residual=y,
         )  # fmt: skip
         return y
 

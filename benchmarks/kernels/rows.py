@@ -15,13 +15,11 @@ from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, me
 from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import Pass, Work, traffic
 from fedra_kernels import RowGroups, StreamBlock
+from fedra_kernels._kernels.configs import GRADIENT_CHUNK
 from fedra_kernels._kernels.stream_steps import NormedRows, StreamRows, StreamSteps
 from fedra_kernels._kernels.stream_torch import TorchSteps
 from fedra_kernels._kernels.stream_triton import TritonSteps
 from fedra_kernels.dispatch import use_triton
-
-_SUMMED_ROWS = 512
-"""Rows of a client for which a program of the kernels sums up gradients of adapters, in float32."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class StepInputs:
         """Those of the path that the tensors' device takes."""
         kind = TritonSteps if use_triton(self.stream) else TorchSteps
         gradients = torch.zeros_like(self.bank, dtype=torch.float32)
-        return kind(self.bank, gradients, True, True, self.groups, (), self.shape.first_b)
+        return kind(self.bank, gradients, True, True, self.groups, (), self.block.first_b)
 
     @property
     def normed(self) -> NormedRows:
@@ -84,7 +82,7 @@ def row_cases(sizes: Sizes) -> Iterator[Case]:
     """The steps of a ViT's block with adapters on all Linears and LayerScale, and SwiGLU in the place of GELU."""
     width, hidden = sizes.rows * sizes.width * sizes.itemsize, sizes.rows * sizes.hidden * sizes.itemsize
     shrunk = sizes.rows * sizes.rank * sizes.itemsize
-    programs = sizes.clients * -(-sizes.samples * sizes.tokens // _SUMMED_ROWS)
+    programs = sizes.clients * -(-sizes.samples * sizes.tokens // GRADIENT_CHUNK)
     sums, wide_sums = (4 * programs * sizes.rank * features for features in (sizes.width, sizes.hidden))
     plain = replace(vit_shape(sizes), scaled=True)
     gated = replace(plain, gated=True)

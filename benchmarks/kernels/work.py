@@ -47,12 +47,12 @@ def _card(name: str, architecture: str, sheet: tuple[float, float], attained: tu
 
 
 CARDS = {
-    # NVIDIA's data sheets of H100 SXM5, H200 SXM and HGX B200, whose rates are with sparsity: twice these. 81 % and
-    # 90 % of the H100's are what users report of cuBLAS and of copies; about the same is assumed of the other two.
+    # NVIDIA's data sheets of H100 SXM5, H200 SXM and HGX B200, whose rates are with sparsity: twice these. Assumed of
+    # all three: four fifths of the rate in products, and nine tenths of the bandwidth in copies.
     "H100": _card("H100", "sm_90", (989, 3.35), (800, 3.0)),
     "H200": _card("H200", "sm_90", (989, 4.8), (800, 4.3)),
     "B200": _card("B200", "sm_100", (2250, 8.0), (1800, 7.2)),
-    # AMD's data sheet of the MI300X. Users report 45 to 54 % in products, where the clock falls, and 80 % in copies.
+    # AMD's data sheet of the MI300X. Assumed: half in products, where the clock falls, and four fifths in copies.
     "MI300X": _card("MI300X", "gfx942", (1307, 5.3), (650, 4.3)),
 }
 """GPUs for which times are expected where there is none; every attained rate is an assumption."""

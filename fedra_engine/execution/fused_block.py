@@ -180,22 +180,25 @@ def match_fused_block(
 
 def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int, tied: Set[int]) -> AdaptedLayer | None:
     """The Linears as one layer; None where their weights or their adapters cannot be put together."""
-    input_first = {_stores_input_first(linear) for linear in linears}
+    orders = {_stores_input_first(linear) for linear in linears}
     adapters = [_columns(linear, layout) for linear in linears]
-    if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
+    if len(orders) > 1:
+        return None
+    (input_first,) = orders
+    if input_first and len(linears) > 1:
         return None
     weights = [linear.weight for linear in linears]
     alike = len({(weight.dtype, weight.device) for weight in weights}) == 1
     if len(linears) > 1 and not (alike and tied.isdisjoint(id(weight) for weight in weights)):
         return None
-    widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
+    widths = tuple(linear.weight.shape[1 if input_first else 0] for linear in linears)
     weight, biases = _stacked(weights), [linear.bias for linear in linears]
     bias = None
     if any(part is not None for part in biases):
         zeros = (weight.new_zeros(width) for width in widths)
         bias = torch.cat([zero if part is None else part.detach() for part, zero in zip(biases, zeros, strict=True)])
     try:
-        return AdaptedLayer(weight, bias, widths, tuple(adapters), first, input_first == {True})
+        return AdaptedLayer(weight, bias, widths, tuple(adapters), first, input_first)
     except ValueError:
         return None
 

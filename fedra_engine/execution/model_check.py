@@ -33,7 +33,8 @@ def nearly_equal(found: Tensor, expected: Tensor, *, quantized: bool = False, ma
     """Whether two results are the same but for rounding, which a wrong one is far from.
 
     They may be farther apart if they come from `quantized` layers, some of which round their inputs, or in half
-    precision from `many_blocks` that were computed in different ways.
+    precision from `many_blocks` that were computed in different ways: rounding grows from block to block. How much
+    farther is a guess.
     """
     if found.shape != expected.shape:
         return False

@@ -1,7 +1,7 @@
-"""Whether a model needs a mask of the padding of its texts, which is always behind them.
+"""Whether a model needs an attention mask although its texts are padded on the right.
 
-In a causal model no token reads what follows it. Without a mask its attention is flash attention, which on a GPU takes
-no mask but the causal one.
+A causal model does not: no token reads what follows it. Without a mask its attention can be flash attention, which on a
+GPU takes only the causal mask.
 """
 
 from __future__ import annotations

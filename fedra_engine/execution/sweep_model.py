@@ -85,7 +85,7 @@ class SweepModel:
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
         # It is not tried with a sharded model, of which every pass is collective.
         self._needs_mask = sharding is not None or needs_padding_mask(foundation, self.arguments[0], example_inputs(2))
-        trial = self._needed(example_inputs(2))
+        trial = self._without_unneeded_mask(example_inputs(2))
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
         # The features then lack the norm's scale and shift, which are per client, too: `HeadLayout.scaled`.
@@ -132,7 +132,7 @@ class SweepModel:
         self._context.running = Pass(plan, adapters, {} if dropout is None else dropout.of, stand_ins)
         features: Tensor | None = None
         try:
-            features = self._model(**self._needed(inputs)).logits
+            features = self._model(**self._without_unneeded_mask(inputs)).logits
         finally:
             if features is None or not features.requires_grad:
                 self.end_pass()
@@ -216,8 +216,8 @@ class SweepModel:
             pass
         self.backward(features.sum() * 0)
 
-    def _needed(self, inputs: ModelInputs) -> ModelInputs:
-        """The inputs without a mask that masks nothing but padding that is not read."""
+    def _without_unneeded_mask(self, inputs: ModelInputs) -> ModelInputs:
+        """The inputs, without the attention mask unless the model needs it (`needs_padding_mask`)."""
         return inputs if self._needs_mask else {name: tensor for name, tensor in inputs.items() if name != MASK}
 
     def _fuse(

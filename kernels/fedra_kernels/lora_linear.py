@@ -195,7 +195,7 @@ def _triton_forward(
     shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
     inputs = x if weight.shape[1] > 0 else x[:, :0]
-    y = lora_gemm([inputs], weight, bias, shrunk, [lora_b], [len(weight)], spans, groups.filled, scale, None, 0, False)
+    y = lora_gemm([inputs], weight, bias, shrunk, [lora_b], [len(weight)], spans, groups.filled, scale)
     return y, shrunk
 
 
@@ -225,14 +225,12 @@ def _triton_backward(
                 [grad_y], [lora_b], shrunk, chunks.rows, partials, [entries_a], scale, None, None
             )
         else:
-            lora_grad_outer(
-                grad_y, shrunk, chunks.rows, partials, entries_a, 0, rank, False, scale, None, 0, *[None] * 4
-            )
+            lora_grad_outer(grad_y, shrunk, chunks.rows, partials, entries_a, 0, rank, False, scale)
     if grad_shrunk is None and (grad_a is not None or needs_grad_x):
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scale, None, 0, True)
     if grad_shrunk is not None and x is not None and grad_a is not None:
-        lora_grad_outer(x, grad_shrunk, chunks.rows, partials, 0, 0, rank, True, 1.0, keys, threshold, *[None] * 4)
+        lora_grad_outer(x, grad_shrunk, chunks.rows, partials, 0, 0, rank, True, 1.0, keys, threshold)
     if entries_a + entries_b:
         lora_grad_reduce(partials, chunks.groups, grad_a, grad_b)
     if grad_shrunk is not None and needs_grad_x:

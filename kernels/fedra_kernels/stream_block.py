@@ -73,6 +73,7 @@ class GradientHandOver:
     def take(self, grad: Tensor) -> Tensor:
         """The gradient that a block is given, or a copy if others may hold it."""
         given, self._storage = self._storage, 0
+        # autograd may pass another tensor of the same memory.
         return grad if given and grad.untyped_storage()._cdata == given else grad.clone()
 
 
@@ -116,9 +117,7 @@ def stream_block(
     """
     _check(stream, index, block, bank, gradients, groups, dropout)
     kind = TritonSteps if use_triton(stream) else TorchSteps
-    present = [adapter for layer in block.layers for adapter in layer.present]
-    first_b = min((adapter.first_b for adapter in present), default=0)
-    steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout), first_b)
+    steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout), block.first_b)
     # An evaluation keeps nothing either.
     recompute = recompute or not torch.is_grad_enabled()
     hand_over = hand_over or GradientHandOver()
@@ -236,10 +235,19 @@ def _forward(
     x, second, shrunk_mlp = steps.normalize(StreamRows(middle), block.norm2, block.mlp_inputs)
     wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
     y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
-    return _Kept(
-        first, shrunk_inputs, outputs, attended, (leaves, result), shrunk_attended, second, shrunk_mlp, wide,
-        shrunk_output,
-    ), y  # fmt: skip
+    kept_tensors = _Kept(
+        first=first,
+        shrunk_inputs=shrunk_inputs,
+        projected=outputs,
+        attended=attended,
+        core=(leaves, result),
+        shrunk_attended=shrunk_attended,
+        second=second,
+        shrunk_mlp=shrunk_mlp,
+        wide=wide,
+        shrunk_output=shrunk_output,
+    )
+    return kept_tensors, y
 
 
 class _StreamBlock(torch.autograd.Function):
@@ -298,23 +306,27 @@ def _backward(
 ) -> Tensor | None:
     """The gradient of the stream before the block, in place of that after it, `grad`, unless the block has all rows."""
     output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
-    of_output, narrow = steps.output_gradient([grad.matrix], output, kept.shrunk_output, grad.index, block.scale2)
-    of_y = steps.input_gradient(of_output, output, narrow)
-    of_x = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp, kept.second)
-    of_middle = steps.norm_gradient(of_x, kept.second, grad)
+    grad_output, grad_shrunk = steps.output_gradient(
+        [grad.matrix], output, kept.shrunk_output, grad.index, block.scale2
+    )
+    grad_y = steps.input_gradient(grad_output, output, grad_shrunk)
+    grad_x = steps.mlp_gradient(
+        grad_y, kept.wide, block.activation, output, grad_shrunk, mlp, kept.shrunk_mlp, kept.second
+    )
+    grad_middle = steps.norm_gradient(grad_x, kept.second, grad)
 
-    of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
-    of_attended = steps.input_gradient(of_output, last, narrow)
-    steps.factor_gradient(kept.attended, last, narrow)
-    # An attention may expand its gradients, or permute them; kernels read rows.
+    grad_output, grad_shrunk = steps.output_gradient([grad_middle], last, kept.shrunk_attended, None, block.scale1)
+    grad_attended = steps.input_gradient(grad_output, last, grad_shrunk)
+    steps.factor_gradient(kept.attended, last, grad_shrunk)
     given, result_of_core = kept.core
-    of_leaves = [part.contiguous() for part in torch.autograd.grad(result_of_core, given, of_attended)]
-    of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
-    steps.factor_gradient(kept.first, block.attention_inputs, narrow)
+    # An attention may expand its gradients, or permute them; kernels read rows.
+    grad_projected = [part.contiguous() for part in torch.autograd.grad(result_of_core, given, grad_attended)]
+    grad_output, grad_shrunk = steps.output_gradient(grad_projected, block.attention_inputs, kept.shrunk_inputs)
+    steps.factor_gradient(kept.first, block.attention_inputs, grad_shrunk)
     result: Tensor | None = None
     if needs_stream:
-        of_x = steps.input_gradient(of_members, block.attention_inputs, narrow)
-        result = steps.norm_gradient(of_x, kept.first, StreamRows(of_middle), None if grad.index is None else grad)
+        grad_x = steps.input_gradient(grad_output, block.attention_inputs, grad_shrunk)
+        result = steps.norm_gradient(grad_x, kept.first, StreamRows(grad_middle), None if grad.index is None else grad)
     steps.finish()
     return result
 

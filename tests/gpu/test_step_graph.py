@@ -17,7 +17,7 @@ from fedra_engine.execution.step_graph import CudaGraphCapture
 def test_a_round_of_graphs_has_the_bits_of_one_without(training, dropout, monkeypatch):
     workload = Workload.random(SMALL_VIT, torch.device("cuda"), torch.float32, training=training, fuse_blocks=True)
     # Twice three clients, one after the other in their lanes.
-    round, plain = workload.round(6, images=2, steps=7), workload.sweep(3)
+    round, plain = workload.round(6, samples=2, steps=7), workload.sweep(3)
     lora = replace(plain.lora, dropout=dropout)
     expected = workload.train(replace(plain, lora=lora), round)
     captured, capture = [], CudaGraphCapture.capture

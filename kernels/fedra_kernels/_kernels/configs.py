@@ -18,9 +18,11 @@ MAX_RANK = 128
 NARROW_RANK = 32
 MOST_LINEARS = 3
 """That one kernel takes together, as they read one input or write one gradient: query, key and value."""
-GRADIENT_CHUNK = {"interpreter": 32}
-"""Rows of a chunk whose gradients of adapters are summed by one program, where not 512. The partial sums of a chunk of
-a ViT-B block of rank 16 (0.9 MB) are written and read once: with 512 rows a tenth of the block's traffic is theirs."""
+GRADIENT_CHUNK = 512
+"""Rows whose gradients of adapters one program sums up. Counted: the partial sums of a ViT-B block of rank 16 (0.9 MB a
+chunk), which are written and read once, are then a tenth of the block's traffic."""
+INTERPRETED_CHUNK = 32
+"""The same in Triton's interpreter, so that clients of tests have several chunks."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Tile:
 
 
 ConfigTable = Mapping[str, Mapping[str, Tile]]
-"""Tile by architecture (sm_80, sm_90, sm_100, gfx942, small, interpreter), then by shape class."""
+"""Tile by architecture (sm_80, sm_90, sm_100, gfx942, small, interpreter), then by shape class.
+
+Tiles were chosen by compiling them: no spills, within the architecture's shared memory, and wide loads and stores, as
+docs/results/kernel_resources.md lists them. No time has been measured.
+"""
 
 
 def any_rank(half: Tile, single: Tile) -> Mapping[str, Tile]:
@@ -86,4 +92,4 @@ def low_rank_options(x: Tensor, rank: int) -> dict[str, int | str]:
 
 def gradient_chunk(tensor: Tensor) -> int:
     """Rows of a chunk of `lora_grad_output`, `lora_grad_outer` and `activation_gradient`."""
-    return GRADIENT_CHUNK.get(architecture(tensor.device), 512)
+    return INTERPRETED_CHUNK if architecture(tensor.device) == "interpreter" else GRADIENT_CHUNK

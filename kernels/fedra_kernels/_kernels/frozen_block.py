@@ -47,6 +47,11 @@ class StreamBlock:
         return self.attention_inputs, self.attention_output, self.mlp_inputs, self.mlp_output
 
     @cached_property
+    def first_b(self) -> int:
+        """The column of a slot at which the first B begins; 0 without adapters."""
+        return min((adapter.first_b for layer in self.layers for adapter in layer.present), default=0)
+
+    @cached_property
     def slot_size(self) -> int:
         """Entries of a slot up to the end of its last factor."""
         ends = [0]

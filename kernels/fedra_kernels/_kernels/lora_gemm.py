@@ -29,7 +29,7 @@ from .tile_stores import halves, output_descriptor, store_tile
 
 _ARGUMENTS = (
     "Tensor[] x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor?[] expand, int[] widths, Tensor spans, "
-    "Tensor filled, float? scale, Tensor? keys, int threshold, bool transposed, "
+    "Tensor filled, float? scale, Tensor? keys=None, int threshold=0, bool transposed=False, "
     "Tensor? residual=None, Tensor? residual_index=None, Tensor? column_scale=None"
 )
 SCHEMA = f"lora_gemm({_ARGUMENTS}) -> Tensor"
@@ -37,7 +37,7 @@ ONTO_SCHEMA = f"lora_gemm_onto(Tensor(a!) out, Tensor? out_index, {_ARGUMENTS}) 
 
 
 def gemm_tile(x: Tensor, rank: int) -> Tile:
-    """A tile of `lora_gemm`: all that it may take for a dtype and rank have as many rows."""
+    """A tile with the rows that every form of `lora_gemm` has for this dtype and rank."""
     return form_tile(GEMM_FORMS, x, rank)
 
 
@@ -210,7 +210,9 @@ def _output(x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, shrunk: Te
 
 
 @register(SCHEMA, _output)
-def lora_gemm(x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, shrunk: Tensor, *rest: Any) -> Tensor:
+def lora_gemm(
+    x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, shrunk: Tensor, *rest: Any, **named: Any
+) -> Tensor:
     """x W^T + bias + scale S E_k^T for the rows of group k; `transposed`: x W + ... instead.
 
     Args:
@@ -231,18 +233,18 @@ def lora_gemm(x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, shrunk: 
         column_scale: [N] (LayerScale).
     """
     y = _output(x, weight, bias, shrunk, *rest)
-    _launch(y, None, x, weight, bias, shrunk, *rest)
+    _launch(y, None, x, weight, bias, shrunk, *rest, **named)
     return y
 
 
 @register(ONTO_SCHEMA, in_place)
-def lora_gemm_onto(out: Tensor, out_index: Tensor | None, *arguments: Any) -> None:
+def lora_gemm_onto(out: Tensor, out_index: Tensor | None, *arguments: Any, **named: Any) -> None:
     """`lora_gemm` of the further arguments, written into some rows of `out`.
 
     out: contiguous [rows of a stream, N]; may be the residual if both have one index.
     out_index: int64 [rows], distinct; None: row i for row i. A row outside `out` is left out.
     """
-    _launch(out, out_index, *arguments)
+    _launch(out, out_index, *arguments, **named)
 
 
 def _launch(
@@ -257,9 +259,9 @@ def _launch(
     spans: Tensor,
     filled: Tensor,
     scale: float | None,
-    keys: Tensor | None,
-    threshold: int,
-    transposed: bool,
+    keys: Tensor | None = None,
+    threshold: int = 0,
+    transposed: bool = False,
     residual: Tensor | None = None,
     residual_index: Tensor | None = None,
     column_scale: Tensor | None = None,

@@ -17,8 +17,8 @@ from .row_tables import load_chunk
 
 SCHEMA = (
     "lora_grad_outer(Tensor wide, Tensor narrow, Tensor chunks, Tensor(a!) partials, int column, int first_rank, "
-    "int rank, bool transposed, float scale, Tensor? keys, int threshold, Tensor? mean, Tensor? inverse, "
-    "Tensor? weight, Tensor? bias) -> ()"
+    "int rank, bool transposed, float scale, Tensor? keys=None, int threshold=0, Tensor? mean=None, "
+    "Tensor? inverse=None, Tensor? weight=None, Tensor? bias=None) -> ()"
 )
 
 CONFIGS: ConfigTable = {
@@ -108,12 +108,12 @@ def lora_grad_outer(
     rank: int,
     transposed: bool,
     scale: float,
-    keys: Tensor | None,
-    threshold: int,
-    mean: Tensor | None,
-    inverse: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    keys: Tensor | None = None,
+    threshold: int = 0,
+    mean: Tensor | None = None,
+    inverse: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
     """Write scale * drop(wide)^T narrow of each chunk into `partials` at `column`, as [C, rank] ([rank, C] transposed).
 

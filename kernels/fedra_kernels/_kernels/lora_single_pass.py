@@ -30,7 +30,7 @@ ONTO_SCHEMA = f"lora_single_pass_onto(Tensor(a!) out, Tensor? out_index, {_ARGUM
 
 
 def single_pass_tile(x: Tensor, rank: int) -> Tile:
-    """A tile of `lora_single_pass`: all that it may take for a dtype and rank have as many rows."""
+    """A tile with the rows that every form of `lora_single_pass` has for this dtype and rank."""
     return form_tile(SINGLE_PASS_FORMS, x, rank)
 
 

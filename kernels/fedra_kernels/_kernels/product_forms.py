@@ -12,7 +12,7 @@ A form depends on architecture, dtype, rank, columns and alignment, never on the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -23,7 +23,7 @@ from .configs import Tile, shape_class
 from .tile_loads import have_descriptors
 
 MOST_PADDING = 1 / 8
-"""Of a product's columns, which any but the last form may add to fill its tiles."""
+"""A form is passed over if filling its tiles would add more than this part of the columns."""
 INTERPRETED_PROGRAMS = 3
 """Persistent programs where there is no GPU: fewer than most launches have tiles."""
 
@@ -40,7 +40,7 @@ class Form:
     """
 
     tile: Tile
-    chosen_by: str
+    chosen_by: str = field(default="", compare=False)
     persistent: bool = False
     parts: int = 1
     separate: bool = False
@@ -61,41 +61,41 @@ def _forms(half: Sequence[Form], single: Form) -> Mapping[str, Sequence[Form]]:
     return {"narrow": half, "wide": half, "float": [single]}
 
 
-_ASKED = "counted: no spills; nothing better was tried"
+_ONLY_ONE = "counted: no spills; nothing better was tried"
 _LEAST = "counted: 1.1 to 1.2 at K = 768, 1.05 to 1.1 at K = 3072, less than any other form"
 _SHARED = "counted: 98 KiB, so that two fit a multiprocessor; 1.15 to 1.3 at K = 768, 1.1 to 1.2 at K = 3072"
 _WIDE, _SMALL = Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True)
 _EIGHT_WARPS = Tile(128, 128, 64, 8, 3, True)
-_FLOAT = Form(Tile(64, 64, 16, 8, 3), _ASKED)
-_FLOAT_TWO_STAGES = Form(Tile(64, 64, 16, 8, 2), _ASKED)
+_FLOAT = Form(Tile(64, 64, 16, 8, 3), _ONLY_ONE)
+_FLOAT_TWO_STAGES = Form(Tile(64, 64, 16, 8, 2), _ONLY_ONE)
 _INTERPRETED = (
     Form(Tile(32, 64, 32, 4, 1, True), "as on sm_90", persistent=True, parts=2),
     Form(Tile(32, 32, 32, 4, 1, True), "as on sm_90"),
 )
 
 GEMM_FORMS: Forms = {
-    "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ASKED, separate=True)], _FLOAT),
+    "sm_80": _forms([Form(Tile(128, 128, 64, 8, 4), _ONLY_ONE, separate=True)], _FLOAT),
     "sm_90": _forms(
         [
             Form(_WIDE, _LEAST, persistent=True, parts=4, most_rank=64),
             Form(_SMALL, _SHARED, parts=2, most_rank=64),
-            Form(_EIGHT_WARPS, _ASKED, parts=2),
+            Form(_EIGHT_WARPS, _ONLY_ONE, parts=2),
         ],
         _FLOAT,
     ),
     "sm_100": _forms(
         [Form(_WIDE, _LEAST, persistent=True, parts=4, separate=True, most_rank=64), Form(_SMALL, _SHARED, parts=2)],
-        Form(Tile(64, 64, 16, 4, 3), _ASKED),
+        Form(Tile(64, 64, 16, 4, 3), _ONLY_ONE),
     ),
-    "gfx942": _forms([Form(Tile(128, 128, 32, 8, 2), _ASKED)], _FLOAT_TWO_STAGES),
-    "small": _forms([Form(Tile(64, 128, 64, 4, 3), _ASKED)], _FLOAT_TWO_STAGES),
+    "gfx942": _forms([Form(Tile(128, 128, 32, 8, 2), _ONLY_ONE)], _FLOAT_TWO_STAGES),
+    "small": _forms([Form(Tile(64, 128, 64, 4, 3), _ONLY_ONE)], _FLOAT_TWO_STAGES),
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), _INTERPRETED),
 }
 
 
 def _dropout(half: Tile, single: Tile) -> Mapping[str, Sequence[Form]]:
     """The mask lives beside two accumulators: smaller tiles."""
-    return _forms([Form(half, _ASKED, separate=True)], Form(single, _ASKED, separate=True))
+    return _forms([Form(half, _ONLY_ONE, separate=True)], Form(single, _ONLY_ONE, separate=True))
 
 
 DROPOUT_FORMS: Forms = {
@@ -108,23 +108,32 @@ DROPOUT_FORMS: Forms = {
 }
 
 SINGLE_PASS_FORMS: Forms = {
-    "sm_80": {"narrow": [Form(Tile(128, 128, 64, 8, 4), _ASKED)], "float": [Form(Tile(64, 64, 16, 4, 2), _ASKED)]},
+    "sm_80": {
+        "narrow": [Form(Tile(128, 128, 64, 8, 4), _ONLY_ONE)],
+        "float": [Form(Tile(64, 64, 16, 4, 2), _ONLY_ONE)],
+    },
     "sm_90": {
         "narrow": [
             Form(_WIDE, "counted: 1.08 to 1.18; S is 6 % of a tile", persistent=True, parts=4, most_rank=16),
             Form(_EIGHT_WARPS, "counted: no spills; with four warps there are some", parts=2),
         ],
-        "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)],
+        "float": [Form(Tile(64, 32, 16, 4, 3), _ONLY_ONE)],
     },
-    "sm_100": {"narrow": [Form(_WIDE, _ASKED, parts=2)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
-    "gfx942": {"narrow": [Form(Tile(128, 128, 32, 8, 2), _ASKED)], "float": [_FLOAT_TWO_STAGES]},
-    "small": {"narrow": [Form(Tile(64, 128, 64, 4, 3), _ASKED)], "float": [Form(Tile(64, 32, 16, 4, 3), _ASKED)]},
+    "sm_100": {
+        "narrow": [Form(_WIDE, _ONLY_ONE, parts=2)],
+        "float": [Form(Tile(64, 32, 16, 4, 3), _ONLY_ONE)],
+    },
+    "gfx942": {"narrow": [Form(Tile(128, 128, 32, 8, 2), _ONLY_ONE)], "float": [_FLOAT_TWO_STAGES]},
+    "small": {
+        "narrow": [Form(Tile(64, 128, 64, 4, 3), _ONLY_ONE)],
+        "float": [Form(Tile(64, 32, 16, 4, 3), _ONLY_ONE)],
+    },
     "interpreter": dict.fromkeys(("narrow", "float"), _INTERPRETED),
 }
 
 
 def form_tile(forms: Forms, tensor: Tensor, rank: int) -> Tile:
-    """A tile of as many rows as all have that a product may take on the tensor's device, in its dtype, at a rank."""
+    """The last candidate's tile: all have as many rows, so that tables of spans can be made before one is chosen."""
     return forms[architecture(tensor.device)][shape_class(tensor.dtype, rank)][-1].tile
 
 
@@ -146,7 +155,7 @@ def padded_columns(tile: Tile, widths: Sequence[int]) -> int:
 
 
 def programs(form: Form, row_tiles: int, widths: Sequence[int], device: torch.device) -> int:
-    """The programs of a launch."""
+    """How many programs a launch has: one for each tile, or, persistent, at most one for each multiprocessor."""
     tiles = row_tiles * padded_columns(form.tile, widths) // form.tile.columns
     return min(tiles, _multiprocessors(device)) if form.persistent else tiles
 

@@ -16,7 +16,7 @@ from .norm import Norm
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Outputs = Sequence[Tensor]
-"""Of a layer, or their gradients: [rows, out] of each of its Linears, or one tensor for all, side by side."""
+"""Of a layer, or their gradients: a tensor [rows, out] for each of its Linears, or one with all side by side."""
 Shrunk = list[Tensor]
 """S = drop(x) A_k^T of a layer's adapters, in the form of the path that made it; empty without adapters."""
 
@@ -49,6 +49,7 @@ class NormedRows:
     Attributes:
         rows: [rows, features].
         mean, inverse: [rows], means (0 for RMSNorm) and inverse deviations.
+        norm: which has read them.
     """
 
     rows: Tensor
@@ -169,10 +170,10 @@ class StreamSteps(ABC):
             reader, grad_shrunk: the layer that has read y, and its dS.
             shrunk: S of `layer`, which has read the norm of the rows of `normed`.
         """
-        of_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
-        _, narrow = self.output_gradient(of_wide, layer, shrunk)
-        self.factor_gradient(normed, layer, narrow)
-        return self.input_gradient(of_wide, layer, narrow)
+        grad_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
+        _, of_layer = self.output_gradient(grad_wide, layer, shrunk)
+        self.factor_gradient(normed, layer, of_layer)
+        return self.input_gradient(grad_wide, layer, of_layer)
 
     @abstractmethod
     def norm_gradient(

@@ -80,16 +80,16 @@ class TorchSteps(StreamSteps):
         sinks = None if self.gradients is None or not self.trains_b else layer.lora_b(self.gradients)
         for number, (member, lora_b) in enumerate(zip(layer.members, layer.lora_b(self.bank), strict=True)):
             grad = of_members[member]
-            of_x = grad.new_empty(len(grad), layer.rank)
+            narrow = grad.new_empty(len(grad), layer.rank)
             for run in self.groups.runs:
                 part = grouped(grad, run)
                 if sinks is not None:
-                    narrow = lora_torch.rank_major(shrunk[number], run) * self.scale(layer)
-                    add_to_bank(sinks[number], run.slots, torch.bmm(narrow, part).transpose(1, 2))
+                    scaled = lora_torch.rank_major(shrunk[number], run) * self.scale(layer)
+                    add_to_bank(sinks[number], run.slots, torch.bmm(scaled, part).transpose(1, 2))
                 factor = bank_rows(lora_b, run.slots).transpose(1, 2)
-                target = lora_torch.rank_major(of_x, run)
+                target = lora_torch.rank_major(narrow, run)
                 torch.bmm(factor, part.transpose(1, 2), out=target).mul_(self.scale(layer))
-            grad_shrunk.append(of_x)
+            grad_shrunk.append(narrow)
         return grads, [*grad_shrunk, *shrunk[len(layer.members) :]]
 
     def input_gradient(self, grads: Outputs, layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:

@@ -26,9 +26,6 @@ from .norm import Norm
 from .row_tables import Chunks
 from .stream_steps import Activation, NormedRows, Outputs, Shrunk, StreamRows, StreamSteps
 
-_PLAIN = (None, None, None, None)
-"""In place of the moments, weight and bias of a norm, where x is given as it is."""
-
 
 @dataclass(frozen=True)
 class TritonSteps(StreamSteps):
@@ -76,8 +73,8 @@ class TritonSteps(StreamSteps):
             weight, scale = layer.oriented, self.scale(layer)
             arguments = x, weight, layer.bias, lora_a, lora_b, spans, self.groups.filled, scale, *beside
             if out is None:
-                y, of_x = lora_single_pass(*arguments)
-                return y, [of_x]
+                y, made = lora_single_pass(*arguments)
+                return y, [made]
             return out.matrix, [lora_single_pass_onto(out.matrix, out.index, *arguments)]
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
         gemm: tuple[Any, ...] = *self._gemm_arguments(x, layer, shrunk[0]), *beside
@@ -124,7 +121,7 @@ class TritonSteps(StreamSteps):
         if spans is not None and not self.dropout:
             return lora_gemm(
                 list(grads), layer.oriented, None, grad_shrunk[0], [layer.all_a(self.bank)], [layer.inputs], spans,
-                self.groups.filled, None, None, 0, True, None, None, None,
+                self.groups.filled, None, transposed=True,
             )  # fmt: skip
         of_members = layer.by_member(grads)
         total: Tensor | None = None
@@ -139,7 +136,7 @@ class TritonSteps(StreamSteps):
             assert spans is not None
             total = lora_gemm(
                 [grad.contiguous()], weight, None, narrow, [layer.lora_a(self.bank)[number]], [layer.inputs], spans,
-                self.groups.filled, None, keys[number], threshold, True, total, None, None,
+                self.groups.filled, None, keys[number], threshold, True, total,
             )  # fmt: skip
         assert total is not None
         return total
@@ -152,7 +149,7 @@ class TritonSteps(StreamSteps):
         """`factor_gradient` from scale * `grad_shrunk`."""
         if not self._trains(layer.present[0].first_a):
             return
-        moments = _PLAIN if isinstance(x, Tensor) else (x.mean, x.inverse, x.norm.weight, x.norm.bias)
+        moments = () if isinstance(x, Tensor) else (x.mean, x.inverse, x.norm.weight, x.norm.bias)
         rows = x if isinstance(x, Tensor) else x.rows
         together = not self.dropout and layer.rank <= NARROW_RANK
         keys, threshold = self._keys(layer)
@@ -186,12 +183,12 @@ class TritonSteps(StreamSteps):
         (of_wide,) = self._activation_gradient(*arguments)
         spans = self.groups.spans(single_pass_tile(of_wide, layer.rank).rows)
         (lora_a,), (lora_b,) = layer.lora_a(self.bank), layer.lora_b(self.bank)
-        of_x, narrow = lora_single_pass(
+        grad_x, of_layer = lora_single_pass(
             of_wide, layer.oriented.T, None, lora_b.transpose(1, 2), lora_a.transpose(1, 2), spans,
             self.groups.filled, self.scale(layer), None, None, None,
         )  # fmt: skip
-        self._factor_gradient(normed, layer, narrow, self.scale(layer))
-        return of_x
+        self._factor_gradient(normed, layer, of_layer, self.scale(layer))
+        return grad_x
 
     def _activation_gradient(
         self,
@@ -300,7 +297,7 @@ class TritonSteps(StreamSteps):
             if self._trains(adapter.first_b):
                 lora_grad_outer(
                     grad, shrunk[0], self._chunks.rows, self._partials, self._column(adapter.first_b),
-                    number * layer.rank, layer.rank, False, self.scale(layer), None, 0, *_PLAIN,
+                    number * layer.rank, layer.rank, False, self.scale(layer),
                 )  # fmt: skip
         return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
 

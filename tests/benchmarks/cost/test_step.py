@@ -33,7 +33,7 @@ def shape(request: pytest.FixtureRequest) -> ModelShape:
 @pytest.fixture(scope="module")
 def step(shape: ModelShape) -> Count:
     """Three clients that hold all blocks."""
-    return count_step(shape, lanes=3, images=2, capacities=(shape.depth,))
+    return count_step(shape, lanes=3, samples=2, capacities=(shape.depth,))
 
 
 def test_the_kinds_add_up_to_the_step(step: Count) -> None:
@@ -77,14 +77,14 @@ def test_every_op_of_the_project_is_a_launch(step: Count, shape: ModelShape, mon
     workload = Workload.random(shape, torch.device("cpu"), torch.bfloat16, fuse_blocks=True)
     assert workload.sweep_model.fused == shape.depth
     monkeypatch.setattr(SweepExecutor, "_step", counting)
-    round = workload.round(3, images=2, steps=2, capacities=(shape.depth,))
+    round = workload.round(3, samples=2, steps=2, capacities=(shape.depth,))
     with launches_taken_by(StandIn("sm_90")):
         workload.train(workload.sweep(3), round)
     assert step.of(ours=True).launches == launched[-1].triton.total()
 
 
 def test_blocks_that_nobody_holds_cost_nothing(step: Count, shape: ModelShape) -> None:
-    one = count_step(shape, lanes=3, images=2, capacities=(1,))
+    one = count_step(shape, lanes=3, samples=2, capacities=(1,))
     assert one.of(kind="attention").flops == pytest.approx(step.of(kind="attention").flops / shape.depth)
     assert one.bytes < 0.6 * step.bytes
 

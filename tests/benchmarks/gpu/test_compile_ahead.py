@@ -55,8 +55,8 @@ def test_a_small_round_compiles_what_larger_ones_launch(monkeypatch: pytest.Monk
                 run()
     workload = Workload.random(SMALL_VIT, CPU, torch.float32, training=SGD, fuse_blocks=True)
     with variants_only(monkeypatch) as needed:
-        for clients, lanes, images in ((5, 3, 3), (16, 16, 16), (7, 7, 1)):
-            round = workload.round(clients, images=images, steps=2)
+        for clients, lanes, samples in ((5, 3, 3), (16, 16, 16), (7, 7, 1)):
+            round = workload.round(clients, samples=samples, steps=2)
             with compile_only("sm_90"):
                 workload.train(workload.sweep(lanes), round)
     assert len(names(needed)) > 12

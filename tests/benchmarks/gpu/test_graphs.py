@@ -27,7 +27,7 @@ def test_without_a_gpu_every_line_says_that_there_were_no_graphs(monkeypatch: py
     monkeypatch.setattr(graphs, "differing_values", lambda found, expected: 3)
     assert graphs.graph_figures(workload, point)[-1].target == ""
     with pytest.raises(InputError, match=r"execution\.cuda_graphs: found on with the device cpu"):
-        workload.train(workload.sweep(2, graphs=True), workload.round(2, images=1, steps=1))
+        workload.train(workload.sweep(2, graphs=True), workload.round(2, samples=1, steps=1))
 
 
 def test_values_differ_by_their_bits_and_nan_does_not_differ_from_nan() -> None:

@@ -129,7 +129,7 @@ def test_points_without_time_are_named(tmp_path: Path) -> None:
 
 def test_a_round_trains_as_many_images_as_are_counted() -> None:
     workload = Workload.random(TINY, CPU, torch.float32)
-    round = workload.round(3, images=2, steps=4)
+    round = workload.round(3, samples=2, steps=4)
     for client in range(3):
         batches = list(round.work.batches(client))
         assert [len(batch) for batch in batches] == [2] * 4

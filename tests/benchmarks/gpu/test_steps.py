@@ -35,7 +35,7 @@ def test_a_steps_cost_is_that_of_a_step_without_tables_to_build(monkeypatch: pyt
     trained = []
     step = SweepExecutor._step
     monkeypatch.setattr(SweepExecutor, "_step", lambda self, *args: (trained.append(1), step(self, *args)))
-    cost = step_cost(workload, lanes=2, images=1)
+    cost = step_cost(workload, lanes=2, samples=1)
     assert len(trained) == STEPS
     assert cost.host > 0
     # Without a GPU, its ops are counted instead of its kernels.

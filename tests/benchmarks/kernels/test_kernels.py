@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, llama_7b, vit_base
-from benchmarks.kernels.lora import BACKWARD, GIVEN
+from benchmarks.kernels.lora import BACKWARD, FORWARD, PRODUCT
 from benchmarks.kernels.measure import KernelMeasurement, kernel_cases, measure_kernels
 from benchmarks.kernels.report import (
     Record,
@@ -180,8 +180,8 @@ def test_csv_and_plot_hold_every_metric_of_every_measurement(tmp_path: Path) -> 
 
 
 def test_a_blocks_ratio_adds_its_layers_and_needs_all_of_them() -> None:
-    given = [case for case in cases("lora_linear") if case.mode == GIVEN]
+    given = cases(PRODUCT)
     measured = [KernelMeasurement(case, "frozen", Times(1.0, 1.0, 1.0)) for case in given]
     measured += [KernelMeasurement(case, ENGINE, Times(1.0, 1.0 + n, 9.0)) for n, case in enumerate(given)]
-    assert block_ratios(measured, "lora_linear", GIVEN)[ENGINE] == pytest.approx(2.5)
-    assert ENGINE not in block_ratios(measured[:-1], "lora_linear", GIVEN)
+    assert block_ratios(measured, PRODUCT, FORWARD)[ENGINE] == pytest.approx(2.5)
+    assert ENGINE not in block_ratios(measured[:-1], PRODUCT, FORWARD)
