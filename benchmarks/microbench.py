@@ -100,8 +100,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _add_step(commands: Any, count: Any) -> None:
     step = commands.add_parser("step", help="bytes, FLOPs and launches of a training step, and what GPUs should take")
     step.add_argument("--model", choices=["vit-b", "llama-8b"], default="vit-b", help="its sizes (default vit-b)")
-    step.add_argument("--lanes", type=count, default=64, help="clients at a time (default 64)")
-    step.add_argument("--samples", type=count, default=16, help="images or texts of a client (default 16)")
+    step.add_argument("--lanes", type=count, help="clients at a time (default 64; of llama-8b 8)")
+    step.add_argument("--samples", type=count, help="images or texts of a client (default 16; of llama-8b 1)")
     step.add_argument("--all_blocks", action="store_true", help="every client holds all blocks, not FedRA's share")
     step.set_defaults(run=_run_step)
 
@@ -239,7 +239,9 @@ def _run_kernels(options: argparse.Namespace) -> None:
 def _run_step(options: argparse.Namespace) -> None:
     from benchmarks.cost.command import MODELS, run_step
 
-    run_step(MODELS[options.model], lanes=options.lanes, samples=options.samples, all_blocks=options.all_blocks)
+    of_model = MODELS[options.model]
+    lanes, samples = options.lanes or of_model.lanes, options.samples or of_model.samples
+    run_step(of_model.shape, lanes=lanes, samples=samples, all_blocks=options.all_blocks)
 
 
 def _run_resources(options: argparse.Namespace) -> None:

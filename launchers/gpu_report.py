@@ -9,6 +9,7 @@ figures mean: docs/gpu.md. With --study, how accurate the methods become on real
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -131,6 +132,14 @@ def _report(options: argparse.Namespace) -> bool:
     if options.rehearse:
         # Read when Triton is imported.
         os.environ["TRITON_INTERPRET"] = "1"
+    from fedra_engine.runtime.errors import InputError
+
+    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if missing and "tests" in options.only:
+        raise InputError(
+            f"{', '.join(missing)}: found no such package, expected it for the stage `tests` (make setup), or --only "
+            "with other stages"
+        )
     from benchmarks.gpu.machine import find_machine
     from benchmarks.gpu.report import Settings, run_report
     from benchmarks.gpu.sizes import GPU, REHEARSAL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -11,6 +12,7 @@ from benchmarks.cost.rules import Kind
 from benchmarks.cost.step import count_step
 from benchmarks.gpu.shapes import CAPACITIES, LLAMA_8B, VIT_BASE, ModelShape
 from benchmarks.kernels.work import CARDS
+from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.tables import PlainConsole
 
 _KINDS: Mapping[Kind, str] = {
@@ -21,7 +23,21 @@ _KINDS: Mapping[Kind, str] = {
 _LEAST_SHARE = 1e-3
 """Of all bytes; ops that move less are one line together."""
 _SAMPLES_OF_CLIENT = 32
-MODELS: Mapping[str, ModelShape] = {"vit-b": VIT_BASE, "llama-8b": LLAMA_8B}
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A model, and the step of it that docs/gpu.md has: clients at a time, and images or texts of each."""
+
+    shape: ModelShape
+    lanes: int
+    samples: int
+
+
+MODELS: Mapping[str, StepModel] = {
+    "vit-b": StepModel(VIT_BASE, 64, 16),
+    "llama-8b": StepModel(LLAMA_8B, 8, 1),
+}
 
 
 def run_step(shape: ModelShape, *, lanes: int, samples: int, all_blocks: bool) -> None:
@@ -37,7 +53,7 @@ def run_step(shape: ModelShape, *, lanes: int, samples: int, all_blocks: bool) -
     }
     console = PlainConsole(width=150)
     console.print(_card_table())
-    console.print(_op_table(f"{lanes} lanes × {samples} samples of {shape.tokens:,} tokens", counts))
+    console.print(_op_table(f"{lanes} lanes × {count_of(samples, 'sample')} of {shape.tokens:,} tokens", counts))
     console.print(_total_table(counts, lanes=lanes, samples=samples))
 
 
@@ -76,13 +92,15 @@ def _total_table(counts: Mapping[str, Count], *, lanes: int, samples: int) -> Ta
         table.add_column(column, justify="right")
     for kind, title in _KINDS.items():
         _add_row(table, title, {name: count.of(kind=kind) for name, count in counts.items()})
+    table.add_section()
     for ours, title in ((True, "kernels of this project"), (False, "kernels of torch")):
         _add_row(table, title, {name: count.of(ours=ours) for name, count in counts.items()})
+    table.add_section()
     _add_row(table, "all", dict(counts), style="bold")
     steps = _SAMPLES_OF_CLIENT / samples
     seconds = {name: steps * count.seconds(CARDS[name].peaks) for name, count in counts.items()}
     rates = [f"{lanes / each:.3g}" for each in seconds.values()]
-    table.add_row(f"clients with {_SAMPLES_OF_CLIENT} samples a second", "", "", "", *rates)
+    table.add_row(f"clients a second ({_SAMPLES_OF_CLIENT} samples each)", "", "", "", *rates)
     return table
 
 

@@ -15,7 +15,6 @@ from benchmarks.gpu.end_to_end import end_to_end
 from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_most
 from benchmarks.gpu.kernels import engine_kernels, other_baselines
 from benchmarks.gpu.library import measure_library
-from benchmarks.gpu.pytest_stage import run_tests
 from benchmarks.gpu.scaling import client_scaling
 from benchmarks.gpu.sizes import ReportSizes
 from benchmarks.gpu.smoke import smoke
@@ -97,6 +96,9 @@ def _compile_ahead(sizes: ReportSizes, groups: tuple[str, ...], architecture: st
 
 
 def _tests(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
+    # Only this stage needs pytest.
+    from benchmarks.gpu.pytest_stage import run_tests
+
     run_tests(
         findings,
         ROOT,

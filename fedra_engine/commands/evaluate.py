@@ -67,6 +67,7 @@ _OF_TRAINING = (
     *("shards_per_client", "quantity_sigma", "samples_per_client", "min_samples"),
 )
 _REFUSED = {f"data.{name}": "none: it changes training samples alone" for name in _OF_TRAINING}
+_REFUSED["execution.cuda_graphs"] = "none: it changes training alone"
 _REFUSED["data.image_size"] = "none: it is the run's"
 PARSER = Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False, refused=_REFUSED, replaces_run=True)
 

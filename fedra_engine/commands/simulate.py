@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         print("loading torch and transformers …", flush=True)
     with quick_imports():
         from fedra_engine.commands.dry_run import print_probe
+        from fedra_engine.execution.step_graph import require_graphs
         from fedra_engine.models.sharding import refuse_sharding
         from fedra_engine.run import run
         from fedra_engine.runtime.processes import Processes, join_job
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     accelerator = join_job()
     if request.dry_run:
         refuse_sharding(accelerator)
+        # Here, as the first step that is timed would say so only after all else is printed.
+        if request.config.execution.cuda_graphs == "on":
+            require_graphs(accelerator.device)
         if Processes.of(accelerator).is_main:
             print_probe(request.config, accelerator.device, quiet=request.quiet, log_level=request.log_level)
         return

@@ -23,6 +23,7 @@ BENCHMARKS = (
     "profile",
     "start",
     "kernels",
+    "step",
     "resources",
 )
 PROGRAM = """
@@ -237,6 +238,13 @@ def test_a_dry_run_reports_to_no_tracker(tmp_path: Path) -> None:
     done = run("-c", WITHOUT_TRACKERS, "simulate", "--dry_run", "--log_level", "warning", folder=tmp_path)
     assert (done.stdout.count("report_to"), done.returncode) == (0, 0)
     assert "capacity" in done.stdout
+
+
+def test_a_dry_run_refuses_cuda_graphs_before_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    done = fedra("simulate", "--dry_run", "--quiet", "--execution.cuda_graphs=on", folder=tmp_path)
+    expected = "error: execution.cuda_graphs: found on with the device cpu, expected off\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,10 @@ def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.Captu
             ["RUN", "--data.partition=iid"],
             r"^data\.partition: found it as an option, expected none: it changes training",
         ),
+        (
+            ["RUN", "--execution.cuda_graphs=on"],
+            r"^execution\.cuda_graphs: found it as an option, expected none: it changes training alone$",
+        ),
         (["--run", "RUN"], r"^--run: found an unknown option"),
         (["RUN", "--execution.lane", "3"], r"^--execution\.lane: .*did you mean --execution\.lanes\?"),
         (["RUN", "other"], r"^evaluate: found .*, other, expected the folder of one run"),

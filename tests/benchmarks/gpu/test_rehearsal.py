@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,33 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "launchers" / "gpu_report.py"
 NAMES = list(STAGES)
-WITHOUT = ("datasets", "deepspeed")
-"""Packages that a GPU machine lacks."""
 PROGRAM = f'''
 import runpy, sys
+missing = set(sys.argv.pop(1).split(","))
 class WithoutThem:
     """A finder for which some packages are not installed."""
     def __init__(self, finder): self._finder = finder
     def __getattr__(self, name): return getattr(self._finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {WITHOUT!r}:
+        if name.partition(".")[0] in missing:
             return None
         return self._finder.find_spec(name, path, target)
 sys.meta_path[:] = [WithoutThem(finder) for finder in sys.meta_path]
 try:
     runpy.run_path({str(LAUNCHER)!r}, run_name="__main__")
 finally:
-    assert not set({WITHOUT!r}) & set(sys.modules)
+    assert not missing & set(sys.modules)
 '''
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, check=False)
+
+
+def run_without(packages: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The launcher where these packages are not installed."""
+    program = [sys.executable, "-c", PROGRAM, ",".join(packages), *arguments]
+    return subprocess.run(program, capture_output=True, text=True, check=False, cwd=ROOT.parent)
 
 
 @pytest.fixture
@@ -70,8 +76,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_rehearsal_runs_every_stage_without_some_packages_and_leaves_the_files_of_a_report(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    program = [sys.executable, "-c", PROGRAM, "--rehearse", str(output)]
-    ended = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+    # Packages that a GPU machine lacks.
+    ended = run_without(("datasets", "deepspeed"), "--rehearse", str(output))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
     assert max(path.stat().st_size for path in output.iterdir()) < 16 << 20
@@ -122,6 +128,12 @@ def test_without_a_gpu_the_launcher_says_so_in_one_line_and_ends_with_2(tmp_path
     assert ended.stderr.startswith("error: device: found no GPU")
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_without_pytest_the_launcher_says_so_in_one_line(tmp_path: Path) -> None:
+    ended = run_without(("pytest", "hypothesis"), "--rehearse", str(tmp_path / "out"))
+    assert ended.stderr.splitlines()[-1].startswith("error: pytest, hypothesis: found no such package")
+    assert (ended.returncode, (tmp_path / "out").exists()) == (2, False)
 
 
 def test_an_unknown_stage_is_one_line_and_2(tmp_path: Path) -> None:
