@@ -28,7 +28,7 @@ from fedra_engine.execution.model_check import (
     nearly_equal,
     nearly_same_change,
 )
-from fedra_engine.execution.padding_mask import MASK, needs_padding_mask
+from fedra_engine.execution.padding_mask import IDS, MASK, MaskUse, find_mask_use
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.execution.whole_block import match_whole_block
@@ -84,8 +84,10 @@ class SweepModel:
             sharding.attach(foundation.model)
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
         # It is not tried with a sharded model, of which every pass is collective.
-        self._needs_mask = sharding is not None or needs_padding_mask(foundation, self.arguments[0], example_inputs(2))
-        trial = self._without_unneeded_mask(example_inputs(2))
+        self._mask_use: MaskUse = "always"
+        if sharding is None:
+            self._mask_use = find_mask_use(foundation, self.arguments[0], example_inputs(2))
+        trial = self._with_mask_as_needed(example_inputs(2))
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
         # The features then lack the norm's scale and shift, which are per client, too: `HeadLayout.scaled`.
@@ -132,7 +134,7 @@ class SweepModel:
         self._context.running = Pass(plan, adapters, {} if dropout is None else dropout.of, stand_ins)
         features: Tensor | None = None
         try:
-            features = self._model(**self._without_unneeded_mask(inputs)).logits
+            features = self._model(**self._with_mask_as_needed(inputs)).logits
         finally:
             if features is None or not features.requires_grad:
                 self.end_pass()
@@ -216,9 +218,13 @@ class SweepModel:
             pass
         self.backward(features.sum() * 0)
 
-    def _without_unneeded_mask(self, inputs: ModelInputs) -> ModelInputs:
-        """The inputs, without the attention mask unless the model needs it (`needs_padding_mask`)."""
-        return inputs if self._needs_mask else {name: tensor for name, tensor in inputs.items() if name != MASK}
+    def _with_mask_as_needed(self, inputs: ModelInputs) -> ModelInputs:
+        """The inputs with an attention mask where the model needs one."""
+        if self._mask_use == "never":
+            return {name: tensor for name, tensor in inputs.items() if name != MASK}
+        if self._mask_use == "always" and IDS in inputs and MASK not in inputs:
+            return {**inputs, MASK: torch.ones_like(inputs[IDS])}
+        return inputs
 
     def _fuse(
         self,
@@ -259,9 +265,29 @@ class SweepModel:
             for position in put:
                 blocks[position] = plain[position]
             return 0
+        if not self._trains(inputs, adapters):
+            for position in put:
+                blocks[position] = plain[position]
+            return 0
         for position in put:
             candidates[position].settle()
         return len(put)
+
+    def _trains(self, inputs: ModelInputs, adapters: Tensor) -> bool:
+        """Whether a backward pass runs, too; that of a model which writes over what its Linears return may not."""
+        foundation = self._foundation
+        if nothing_runs(foundation.device):
+            return True
+        gradients = torch.zeros(adapters.shape, device=foundation.device)
+        try:
+            with torch.enable_grad():
+                features = self.features_of(inputs, adapters, np.arange(foundation.depth)[None], gradients)
+                self.backward(features.sum())
+        except torch.OutOfMemoryError:
+            raise
+        except OF_MODELS:
+            return False
+        return True
 
     def _whole(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
         """Candidates in place of `plain` blocks that one op may compute, by position."""

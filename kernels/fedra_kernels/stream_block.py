@@ -48,7 +48,8 @@ class GradientHandOver:
     """Lets a block overwrite the gradient that it is given, instead of a copy; the blocks of a pass share one.
 
     An autograd function must not overwrite it, as others may hold the tensor. Nobody does if the next block has made it
-    and has read this block's output unchanged.
+    and has read this block's output unchanged, without a hook. The outputs of all but the last block must not be inputs
+    of `torch.autograd.grad`, which holds their gradients and does not say so.
     """
 
     def __init__(self) -> None:
@@ -58,17 +59,21 @@ class GradientHandOver:
 
     def leave(self, stream: Tensor) -> None:
         """Remember the output of a block."""
-        self._output, self._version = ref(stream), stream._version
+        if not stream.is_inference():
+            self._output, self._version = ref(stream), stream._version
 
-    def follows(self, stream: Tensor) -> bool:
-        """Whether `stream` is the output of the block before, as that block has left it."""
+    def followed(self, stream: Tensor) -> ref[Tensor] | None:
+        """`stream` if it is the output of the block before, as that block has left it."""
         known = self._output is not None and self._output() is stream and stream._version == self._version
         # A hook may keep the gradient.
-        return known and not stream._backward_hooks
+        return self._output if known and not stream._backward_hooks else None
 
-    def give(self, grad: Tensor, *, follows: bool) -> None:
-        """Remember the gradient that a block returns; `follows`: its input is the block before's output, unchanged."""
-        self._storage = grad.untyped_storage()._cdata if follows else 0
+    def give(self, grad: Tensor, followed: ref[Tensor] | None) -> None:
+        """Remember the gradient that a block returns; `followed`: of its input."""
+        stream = None if followed is None else followed()
+        # One may have come since.
+        owned = followed is not None and not (stream is not None and stream._backward_hooks)
+        self._storage = grad.untyped_storage()._cdata if owned else 0
 
     def take(self, grad: Tensor) -> Tensor:
         """The gradient that a block is given, or a copy if others may hold it."""
@@ -97,10 +102,10 @@ def stream_block(
     Args:
         stream: [samples, ..., features], contiguous; its leading dimensions, flattened, are its rows.
         index: int64 [rows], unique rows of the stream that go through the block, whole samples, one client after
-            another. None: all, in order. On a GPU its values are not checked: rows outside the stream are left out.
+            another. None: all, in order. On a GPU its values are not checked.
         block: the frozen parts.
         attend: the core of the attention, for these rows. Called again in backward with `recompute`.
-        bank: [slots, slot size], the adapters, in the precision of `stream`.
+        bank: [slots, `block.slot_size`], the adapters, in the precision of `stream`.
         gradients: shaped as `bank`, of its dtype or a wider one; backward adds to it. None for no gradients.
         groups: the slot of each of the rows.
         dropout: LoRA dropout of each Linear of `block.layers`; empty for none.
@@ -121,8 +126,8 @@ def stream_block(
     # An evaluation keeps nothing either.
     recompute = recompute or not torch.is_grad_enabled()
     hand_over = hand_over or GradientHandOver()
-    follows = hand_over.follows(stream)
-    result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, follows)
+    followed = hand_over.followed(stream)
+    result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, followed)
     hand_over.leave(result)
     return result
 
@@ -262,7 +267,7 @@ class _StreamBlock(torch.autograd.Function):
         steps: StreamSteps,
         recompute: bool,
         hand_over: GradientHandOver,
-        follows: bool,
+        followed: ref[Tensor] | None,
     ) -> Tensor:
         source = StreamRows(stream_rows(stream), index)
         kept, y = _forward(steps, source, block, attend, kept=not recompute)
@@ -270,7 +275,7 @@ class _StreamBlock(torch.autograd.Function):
         result = stream.new_empty(stream.shape) if index is None else stream
         middle, out = StreamRows(kept.second.rows), StreamRows(stream_rows(result), index)
         steps.add_product(y, block.mlp_output, kept.shrunk_output, middle, block.scale2, out)
-        ctx.steps, ctx.block, ctx.hand_over, ctx.follows = steps, block, hand_over, follows
+        ctx.steps, ctx.block, ctx.hand_over, ctx.followed = steps, block, hand_over, followed
         tensors, ctx.lengths = ([kept.first.rows], None) if recompute else kept.pack()
         # A graph's own tensors are freed with it.
         ctx.core = attend if recompute else kept.core
@@ -297,7 +302,7 @@ class _StreamBlock(torch.autograd.Function):
         if result is None:
             return (None,) * 9
         result = result.view(shape)
-        ctx.hand_over.give(result, follows=ctx.follows)
+        ctx.hand_over.give(result, ctx.followed)
         return result, *[None] * 8
 
 
@@ -319,8 +324,9 @@ def _backward(
     grad_attended = steps.input_gradient(grad_output, last, grad_shrunk)
     steps.factor_gradient(kept.attended, last, grad_shrunk)
     given, result_of_core = kept.core
+    of_given = torch.autograd.grad(result_of_core, given, grad_attended, allow_unused=True, materialize_grads=True)
     # An attention may expand its gradients, or permute them; kernels read rows.
-    grad_projected = [part.contiguous() for part in torch.autograd.grad(result_of_core, given, grad_attended)]
+    grad_projected = [part.contiguous() for part in of_given]
     grad_output, grad_shrunk = steps.output_gradient(grad_projected, block.attention_inputs, kept.shrunk_inputs)
     steps.factor_gradient(kept.first, block.attention_inputs, grad_shrunk)
     result: Tensor | None = None
@@ -352,8 +358,9 @@ def _check(
     check_shape("bank", bank, (None, None))
     check_like("bank", bank, "stream", stream)
     check_bank("bank", bank)
-    if bank.shape[1] < block.slot_size:
-        raise ValueError(f"bank: found {bank.shape[1]} entries of a slot, expected at least {block.slot_size}")
+    # A block without adapters reads no bank.
+    if block.slot_size not in (0, bank.shape[1]):
+        raise ValueError(f"bank: found {bank.shape[1]} entries of a slot, expected {block.slot_size}")
     if gradients is not None:
         check_sink("gradients", gradients, bank, "stream", stream)
     if groups.smallest_bank > bank.shape[0]:

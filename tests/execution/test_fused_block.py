@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.block_parts import match_parts
@@ -132,3 +136,28 @@ def test_tied_weights_are_not_put_into_one_matrix() -> None:
     second.q_proj.weight = first.q_proj.weight
     fused, _, _ = run(foundation, make_samples("llama", sum(SIZES)), fuse=True, dropout=0.0)
     assert fused == DEPTH - 2
+
+
+class ClampingAttention(LlamaAttention):
+    """Writes over what its Linears return, which a fused block must have kept."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, **_: Any) -> Any:
+        shape = *hidden_states.shape[:-1], -1, self.head_dim
+        linears = self.q_proj, self.k_proj, self.v_proj
+        query, key, value = (linear(hidden_states).clamp_(-1, 1).view(shape).transpose(1, 2) for linear in linears)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        result = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return self.o_proj(result.transpose(1, 2).reshape(hidden_states.shape)), None
+
+
+def test_an_attention_that_writes_over_its_projections_is_not_fused() -> None:
+    foundation = make_tiny("llama", LoraConfig(rank=3, target_modules=TARGETS["llama"]))
+    for block in foundation.blocks:
+        attention: Any = block.self_attn
+        attention.__class__ = ClampingAttention
+    samples = make_samples("llama", sum(SIZES))
+    fused, *found = run(foundation, samples, fuse=True, dropout=0.0)
+    assert fused == 0
+    _, *expected = run(foundation, samples, fuse=False, dropout=0.0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

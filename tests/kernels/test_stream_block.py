@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedra_engine.execution.memory import saved_bytes
-from fedra_kernels import AdapterColumns, Dropout, GradientHandOver, stream_block
+from fedra_kernels import AdapterColumns, Dropout, GradientHandOver, RowGroups, stream_block, stream_block_reference
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 from .cases import assert_close
@@ -75,18 +75,55 @@ def test_a_gradient_that_others_hold_is_not_written_to() -> None:
         assert torch.equal(found, expected)
 
 
-def test_a_gradient_that_a_hook_holds_is_not_written_to() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_a_hook_holds_is_not_written_to(late: bool) -> None:
     case = stream_case("vit")
-    arguments: Any = (case.index, case.block, case.attend, case.bank, torch.zeros_like(case.bank), case.groups)
+    all_rows = RowGroups([case.stream[..., 0].numel()], torch.tensor(case.groups.host_slots[:1]))
+    arguments: Any = (case.block, case.attend, case.bank, torch.zeros_like(case.bank))
+    # A block that has all rows leaves its input as it was, so that a hook can be registered afterwards.
+    second: Any = (None, *arguments, all_rows) if late else (case.index, *arguments, case.groups)
 
     def held_gradient(hand_over: GradientHandOver | None) -> torch.Tensor:
         held: list[torch.Tensor] = []
-        out = stream_block(case.stream.clone().requires_grad_() * 1.0, *arguments, hand_over=hand_over)
-        out.register_hook(held.append)
-        stream_block(out, *arguments, hand_over=hand_over).sum().backward()
+        start = case.stream.clone().requires_grad_() * 1.0
+        out = stream_block(start, case.index, *arguments, case.groups, hand_over=hand_over)
+        if not late:
+            out.register_hook(held.append)
+        last = stream_block(out, *second, hand_over=hand_over)
+        if late:
+            out.register_hook(held.append)
+        last.sum().backward()
         return held[0]
 
     assert torch.equal(held_gradient(GradientHandOver()), held_gradient(None))
+
+
+def test_an_attention_need_not_use_all_that_it_is_given() -> None:
+    case = stream_case("vit")
+
+    def gradient(of: Any) -> torch.Tensor:
+        leaf = case.stream.clone().requires_grad_()
+        (of(leaf * 1.0) * case.upstream).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def attend(projected: Sequence[torch.Tensor]) -> torch.Tensor:
+        return projected[0] * 1.0
+
+    found = gradient(lambda x: stream_block(x, case.index, case.block, attend, case.bank, None, case.groups))
+    expected = gradient(lambda x: stream_block_reference(x, case.index, case.block, attend, case.bank, case.groups))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_inference_mode_gives_the_same() -> None:
+    case = stream_case("llama")
+    arguments: Any = (case.index, case.block, case.attend, case.bank, None, case.groups)
+    with torch.no_grad():
+        expected = stream_block(stream_block(case.stream.clone(), *arguments), *arguments)
+    hand_over = GradientHandOver()
+    with torch.inference_mode():
+        once = stream_block(case.stream.clone(), *arguments, hand_over=hand_over)
+        assert torch.equal(stream_block(once, *arguments, hand_over=hand_over), expected)
 
 
 def test_what_an_attention_keeps_besides_is_counted() -> None:
@@ -168,12 +205,20 @@ def test_bad_arguments_are_named(name: str, changes: dict[str, Any]) -> None:
         ("widths", "attention_inputs", {"widths": (18,) * 4, "adapters": (None,) * 4}),
         ("adapters", "mlp_inputs", {"adapters": (AdapterColumns(0, 0, 129, 1.0),)}),
         ("adapters", "mlp_inputs", {"adapters": (AdapterColumns(0, 0, 8, 1.0, trains_a=False),)}),
+        ("adapters", "mlp_inputs", {"adapters": (AdapterColumns(9999, 9999, 8, 1.0),)}),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_named(name: str, part: str, changes: dict[str, Any]) -> None:
     block = stream_case("dinov2").block
     with pytest.raises(ValueError, match=f"^{name}: found .*expected"):
         replace(block, **({part: replace(getattr(block, part), **changes)} if part else changes))
+
+
+def test_a_bank_of_other_slots_is_refused() -> None:
+    case = stream_case("vit")
+    wider = torch.cat([case.bank, case.bank[:, :7]], dim=1)
+    with pytest.raises(ValueError, match=r"^bank: found \d+ entries of a slot, expected \d+$"):
+        stream_block(case.stream, case.index, case.block, case.attend, wider, None, case.groups)
 
 
 @pytest.mark.parametrize(("name", "wide"), [("vit", 40), ("llama", 80)])

@@ -53,15 +53,18 @@ class StreamBlock:
 
     @cached_property
     def slot_size(self) -> int:
-        """Entries of a slot up to the end of its last factor."""
-        ends = [0]
+        """Entries of a slot of the bank: all A, then all B."""
+        return max((end for _, end in self._factors), default=0)
+
+    @cached_property
+    def _factors(self) -> list[tuple[int, int]]:
+        """The columns of each factor, from the first to behind the last, in order."""
+        found = []
         for layer in self.layers:
             for member, adapter in zip(layer.members, layer.present, strict=True):
-                ends += [
-                    adapter.first_a + adapter.rank * layer.inputs,
-                    adapter.first_b + adapter.rank * layer.widths[member],
-                ]
-        return max(ends)
+                found.append((adapter.first_a, adapter.first_a + adapter.rank * layer.inputs))
+                found.append((adapter.first_b, adapter.first_b + adapter.rank * layer.widths[member]))
+        return sorted(found)
 
     def __post_init__(self) -> None:
         if self.activation not in get_args(Activation):
@@ -92,3 +95,8 @@ class StreamBlock:
             if tensor is not None:
                 check_shape(name, tensor, shape)
                 check_like(name, tensor, "norm1.weight", self.norm1.weight)
+        ends = [0, *(end for _, end in self._factors)]
+        if ends[:-1] != [first for first, _ in self._factors]:
+            raise ValueError("adapters: found factors of a slot with gaps or overlaps, expected neighbours")
+        if any(adapter.first_a > self.first_b for layer in self.layers for adapter in layer.present):
+            raise ValueError("adapters: found an A of a slot behind a B, expected all A, then all B")

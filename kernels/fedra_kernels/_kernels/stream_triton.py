@@ -244,7 +244,8 @@ class TritonSteps(StreamSteps):
     @cached_property
     def _trained_columns(self) -> tuple[int, int]:
         """The columns of a slot that get gradients: all A lie before all B."""
-        if self.gradients is None:
+        # An A lies before the first B: without an adapter there is nothing to train.
+        if self.gradients is None or self.first_b == 0:
             return 0, 0
         return 0 if self.trains_a else self.first_b, self.bank.shape[1] if self.trains_b else self.first_b
 

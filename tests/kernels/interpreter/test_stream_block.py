@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from triton.runtime import interpreter as triton_interpreter
+
+from fedra_kernels import stream_block
 
 from ..cases import assert_close
 from ..stream_cases import KINDS, TOKENS, stream_case
@@ -26,6 +31,17 @@ def test_all_rows_and_recomputed_blocks(name: str, dtype: torch.dtype) -> None:
     expected = case.expected()
     assert_close(case.run(), expected, TOLERANCE[dtype])
     assert_close(case.run(recompute=True), expected, TOLERANCE[dtype])
+
+
+def test_a_block_without_adapters_leaves_the_gradients_as_they_are() -> None:
+    case = stream_case("vit", dtype=torch.float32)
+    names = "attention_inputs", "attention_output", "mlp_inputs", "mlp_output"
+    layers: Any = {name: getattr(case.block, name) for name in names}
+    plain = {name: replace(layer, adapters=(None,) * len(layer.widths)) for name, layer in layers.items()}
+    gradients = torch.zeros_like(case.bank)
+    arguments = case.index, replace(case.block, **plain), case.attend, case.bank, gradients, case.groups
+    stream_block(case.stream.clone().requires_grad_() * 1.0, *arguments).sum().backward()
+    assert not gradients.any()
 
 
 @pytest.mark.parametrize("trains", ["A", "B"])
