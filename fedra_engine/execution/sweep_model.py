@@ -83,10 +83,7 @@ class SweepModel:
         if sharding is not None:
             sharding.attach(foundation.model)
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
-        # It is not tried with a sharded model, of which every pass is collective.
-        self._mask_use: MaskUse = "always"
-        if sharding is None:
-            self._mask_use = find_mask_use(foundation, self.arguments[0], example_inputs(2))
+        self._mask_use = self._find_mask_use(example_inputs(2))
         trial = self._with_mask_as_needed(example_inputs(2))
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
@@ -217,6 +214,10 @@ class SweepModel:
         with foundation.task.whole_head():
             pass
         self.backward(features.sum() * 0)
+
+    def _find_mask_use(self, inputs: ModelInputs) -> MaskUse:
+        """Not tried with a sharded model, of which every pass is collective."""
+        return "always" if self._sharding is not None else find_mask_use(self._foundation, self.arguments[0], inputs)
 
     def _with_mask_as_needed(self, inputs: ModelInputs) -> ModelInputs:
         """The inputs with an attention mask where the model needs one."""
