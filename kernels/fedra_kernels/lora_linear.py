@@ -104,14 +104,6 @@ def lora_linear_reference(
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None) -> Tensor:
-    """drop(x) A_k^T for x [rows, in], as `lora_linear` takes it: [rows, rank], without the factor 1 / (1 - p)."""
-    if use_triton(x):
-        chunks = groups.chunks(shrink_tile(x, lora_a.shape[1]).rows).rows
-        return lora_shrink(x, lora_a, chunks, 1.0, *dropout_arguments(dropout), False)
-    return lora_torch.shrink(x, lora_a, groups, _keep(dropout, groups, x))
-
-
 def dropout_arguments(dropout: Dropout | None) -> tuple[Tensor | None, int]:
     """keys and threshold for the kernels."""
     return (None, 0) if dropout is None else (dropout.keys, dropout.threshold)
@@ -192,7 +184,8 @@ def _triton_forward(
     if dropout is None and narrow and weight.shape[1] > 0:
         spans = groups.spans(single_pass_tile(x, rank).rows)
         return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
-    shrunk = shrink(x, lora_a, groups, dropout)
+    pieces = groups.chunks(shrink_tile(x, rank).rows).rows
+    shrunk = lora_shrink(x, lora_a, pieces, 1.0, *dropout_arguments(dropout), False)
     spans = groups.spans(gemm_tile(x, rank).rows)
     inputs = x if weight.shape[1] > 0 else x[:, :0]
     y = lora_gemm([inputs], weight, bias, shrunk, [lora_b], [len(weight)], spans, groups.filled, scale)

@@ -313,5 +313,5 @@ def _halves(wide: Outputs, kind: Activation) -> tuple[Tensor, Tensor | None]:
 
 
 def _gather(grad: Tensor, index: Tensor | None, column_scale: Tensor | None) -> Tensor:
-    rows = grad if index is None else grad.index_select(0, index)
+    rows = StreamRows(grad, index).read()
     return rows if column_scale is None else rows * column_scale
